@@ -1,0 +1,3 @@
+"""Line-side visual inspection: from a camera to a defect verdict."""
+
+__version__ = "0.1.0"

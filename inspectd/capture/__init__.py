@@ -1,0 +1,1 @@
+"""Where frames come from: one source a file, and the camera that supervises it."""

@@ -1,0 +1,1 @@
+"""From crops to scores: slots and batching, and one engine a file."""

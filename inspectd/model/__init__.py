@@ -1,0 +1,1 @@
+"""The model bundle: what it is, how it is made, and the one preprocessing."""

@@ -1,0 +1,242 @@
+"""The model bundle: a directory with `bundle.json`, safetensors weights and deployable copies.
+
+    bundle.json            what is in it, with the SHA-256 of every other file
+    model.safetensors      the weights, for torch
+    openvino/model.xml     fp16-compressed, run as bf16 or f32; uint8 NHWC in, logits out
+    openvino/model.bin
+    openvino-int8/…        the same, quantised
+    onnx/model.onnx
+
+Nothing in it is ever unpickled; a file that is not listed, or whose hash differs, is refused.
+torch is not imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from inspectd.errors import BundleError
+from inspectd.model.preprocess import PreprocessSpec
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+WEIGHTS = "model.safetensors"
+
+Role = Literal["ok", "defect", "empty"]
+Copy = Literal["openvino", "openvino-int8", "onnx"]
+"""A deployable copy of the model: the name of its directory in the bundle."""
+
+COPY_MODEL: dict[Copy, str] = {
+    "openvino": "openvino/model.xml",
+    "openvino-int8": "openvino-int8/model.xml",
+    "onnx": "onnx/model.onnx",
+}
+_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".bin.index", ".joblib")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassSpec(_Strict):
+    """One output of the network, in the order of the logits."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$")
+    role: Role
+
+
+class Thresholds(_Strict):
+    """The operating point, on calibrated probabilities.
+
+    A crop fails when any defect class reaches its `fail` threshold (`fail_default` where none is
+    given). Else it passes when the ok classes together reach `pass_min`. Else, when the empty classes
+    together reach `empty_min`, there is no part. Everything between is `uncertain`.
+    """
+
+    pass_min: float = Field(0.8, gt=0.5, le=1.0)
+    fail_default: float = Field(0.5, gt=0.0, le=1.0)
+    fail: dict[str, float] = Field(default_factory=dict)
+    empty_min: float = Field(0.8, gt=0.5, le=1.0)
+
+    @model_validator(mode="after")
+    def _fractions(self) -> Thresholds:
+        for name, value in self.fail.items():
+            if not 0.0 < value <= 1.0:
+                raise ValueError(f"fail.{name} is {value}, but a threshold lies above 0 and at most at 1")
+        return self
+
+
+class Manifest(_Strict):
+    """The content of `bundle.json`."""
+
+    format_version: int
+    task: Literal["classify"] = "classify"
+    architecture: Literal["resnet18"]
+    created_at: str = ""
+    created_by: str = ""
+    classes: tuple[ClassSpec, ...] = Field(min_length=2)
+    preprocess: PreprocessSpec
+    temperature: float = Field(1.0, gt=0.0, le=100.0)
+    thresholds: Thresholds = Thresholds()
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Data fingerprint, seed, arguments: how the weights came to be."""
+    files: dict[str, str]
+    """Relative POSIX path -> SHA-256 in hex, of every file but `bundle.json` itself."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        names = [c.name for c in self.classes]
+        if len(set(names)) != len(names):
+            raise ValueError("two classes have the same name")
+        unknown = sorted(set(self.thresholds.fail) - {c.name for c in self.classes if c.role == "defect"})
+        if unknown:
+            raise ValueError(f"thresholds.fail names {unknown[0]!r}, which is no defect class")
+        if not any(c.role == "defect" for c in self.classes):
+            raise ValueError("no class has the role 'defect'")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A verified bundle on disk. `sha256` identifies it: the hash of its manifest."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    @property
+    def short_hash(self) -> str:
+        """The prefix that verdicts carry."""
+        return self.sha256[:12]
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """Deployable copies that this bundle carries."""
+        return tuple(copy for copy, model in COPY_MODEL.items() if model in self.manifest.files)
+
+    def copy_path(self, copy: Copy) -> Path:
+        """The model file of a deployable copy.
+
+        Raises:
+            BundleError: the bundle has no such copy.
+        """
+        if copy not in self.copies:
+            raise BundleError(
+                f"{self.path}: has no {copy} copy; make one with: inspectd export {self.path} --to {copy}"
+            )
+        return self.path / COPY_MODEL[copy]
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and verify a bundle: format, manifest, and the hash of every file in it.
+
+    Raises:
+        BundleError: missing, of a newer format, with a pickle, or changed since it was written.
+    """
+    manifest_path = path / MANIFEST
+    try:
+        raw = manifest_path.read_bytes()
+    except NotADirectoryError:
+        raise BundleError(f"{path}: is a file; a bundle is a directory with {MANIFEST} in it") from None
+    except FileNotFoundError:
+        what = f"has no {MANIFEST}" if path.is_dir() else "no such bundle"
+        raise BundleError(f"{path}: {what}; make one with: inspectd train DATA -o {path}") from None
+    except OSError as err:
+        raise BundleError(f"{manifest_path}: cannot be read: {err.strerror}") from err
+    manifest = _parse_manifest(manifest_path, raw)
+    _verify_files(path, manifest)
+    return Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _parse_manifest(manifest_path: Path, raw: bytes) -> Manifest:
+    try:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise BundleError(f"{manifest_path}: is not JSON; the bundle is damaged, make it again") from None
+    if not isinstance(data, dict):
+        raise BundleError(f"{manifest_path}: is not a JSON object; the bundle is damaged, make it again")
+    version = data.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise BundleError(
+            f"{manifest_path}: has format {version}, this inspectd reads up to {FORMAT_VERSION}; upgrade inspectd"
+        )
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{manifest_path}: format_version is {version!r}, expected {FORMAT_VERSION}")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "content"
+        raise BundleError(f"{manifest_path}: {where}: {first['msg']}") from None
+
+
+def _verify_files(root: Path, manifest: Manifest) -> None:
+    if WEIGHTS not in manifest.files and not any(m in manifest.files for m in COPY_MODEL.values()):
+        raise BundleError(f"{root / MANIFEST}: lists no model file")
+    for copy, model in COPY_MODEL.items():
+        if copy != "onnx" and model in manifest.files and f"{copy}/model.bin" not in manifest.files:
+            raise BundleError(f"{root / MANIFEST}: lists {model} without {copy}/model.bin")
+    present = _files_below(root)
+    for name in present - set(manifest.files):
+        if name.lower().endswith(_PICKLES):
+            raise BundleError(f"{root / name}: pickled weights are never loaded; remove the file")
+        if name.split("/")[0] in COPY_MODEL:
+            raise BundleError(f"{root / name}: is not listed in {MANIFEST}; remove it or make the bundle again")
+    for name, expected in manifest.files.items():
+        parts = Path(name).parts
+        if Path(name).is_absolute() or ".." in parts or not parts:
+            raise BundleError(f"{root / MANIFEST}: files: {name!r} lies outside the bundle")
+        if name.lower().endswith(_PICKLES):
+            raise BundleError(f"{root / name}: pickled weights are never loaded; export safetensors instead")
+        try:
+            actual = file_sha256(root / name)
+        except FileNotFoundError:
+            raise BundleError(f"{root / name}: missing, though {MANIFEST} lists it; copy the bundle whole") from None
+        except OSError as err:
+            raise BundleError(f"{root / name}: cannot be read: {err.strerror}") from err
+        if actual != expected:
+            raise BundleError(
+                f"{root / name}: SHA-256 is {actual[:12]}…, {MANIFEST} says {expected[:12]}…; "
+                "the file was changed or damaged, copy the bundle again"
+            )
+
+
+def _files_below(root: Path) -> set[str]:
+    return {
+        (Path(folder) / name).relative_to(root).as_posix()
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name not in (MANIFEST, f".{MANIFEST}.new")
+    }
+
+
+def write_manifest(root: Path, manifest: Manifest) -> Bundle:
+    """Hash every file below `root`, write `bundle.json` last and atomically, and return the bundle.
+
+    `manifest.files` is replaced by what is there. Until the new manifest is in place the old one no
+    longer fits, so a half-written bundle is refused instead of served.
+    """
+    files = {name: file_sha256(root / name) for name in sorted(_files_below(root))}
+    final = manifest.model_copy(update={"files": files})
+    text = final.model_dump_json(indent=2) + "\n"
+    temporary = root / f".{MANIFEST}.new"
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(root / MANIFEST)
+    return load_bundle(root)

@@ -1,0 +1,1 @@
+"""What people and supervisors see: metrics, health, logs, systemd."""

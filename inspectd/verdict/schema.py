@@ -1,0 +1,124 @@
+"""The messages of the verdict stream, as pydantic models: published from these, documented from these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from inspectd.frame import Clock
+
+VerdictKind = Literal["pass", "fail", "no_result"]
+NoResultReason = Literal[
+    "uncertain",  # no class is sure enough for the thresholds
+    "stale",  # the verdict would be older than max_age_ms
+    "corrupt",  # the decoder reported damage
+    "frozen",  # the camera repeats the same picture
+    "resized",  # the frame's size is not the one that the ROI was checked against
+    "camera_down",  # no frame could be had
+    "deadline",  # a trigger's deadline passed
+    "overload",  # newer frames took its place in the queue
+    "engine_error",  # the engine failed, or its scores are no numbers
+    "not_ready",  # the system is not ready to judge
+]
+State = Literal["starting", "ready", "busy", "fault"]
+
+Timestamp = Annotated[str, Field(description="RFC 3339, UTC, microseconds", examples=["2026-01-31T12:00:00.000000Z"])]
+Count = Annotated[int, Field(ge=0)]
+Milliseconds = Annotated[float, Field(ge=0)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
+
+
+class FrameInfo(_Message):
+    index: Count = Field(description="captured frames of this camera in this boot, from 0")
+    pts: float | None = Field(description="the stream's own time in seconds; null where it has none")
+    clock: Clock = Field(description="where captured_at comes from")
+
+
+class Latency(_Message):
+    """Monotonic clock. `total` runs from the arrival of the frame's data to this message."""
+
+    decode: Milliseconds
+    queue: Milliseconds
+    engine: Milliseconds
+    total: Milliseconds
+
+
+class BoxScore(_Message):
+    label: str
+    score: float = Field(ge=0, le=1)
+    box: tuple[float, float, float, float] = Field(description="x, y, width, height in frame pixels")
+
+
+class Verdict(_Message):
+    """One inspected region of one frame. Topic `verdict/<camera>/<roi>/`."""
+
+    schema_: Literal["inspectd.verdict/1"] = Field("inspectd.verdict/1", alias="schema")
+    boot_id: str = Field(description="new at every start of the daemon")
+    seq: int = Field(ge=1, description="counts per topic without gaps from 1 within a boot")
+    replayed: bool = Field(False, description="true only on the repeat of a last value for a new subscriber")
+    camera: str
+    roi: str
+    verdict: VerdictKind
+    reason: NoResultReason | None = Field(
+        None, description="why there is no result; null on pass, fail, and on no_result when no part is in view"
+    )
+    label: str | None = Field(None, description="top class, null where nothing was inferred")
+    score: float | None = Field(None, ge=0, le=1, description="calibrated probability of label")
+    scores: dict[str, float] = Field(default_factory=dict)
+    boxes: tuple[BoxScore, ...] = ()
+    part_id: str | None = None
+    trigger_id: str | None = None
+    frame: FrameInfo | None = Field(description="null only when there was no frame")
+    captured_at: Timestamp | None
+    published_at: Timestamp
+    latency_ms: Latency
+    model: str = Field(description="SHA-256 prefix of the bundle")
+    config: str = Field(description="SHA-256 prefix of the effective configuration")
+    evidence: str | None = Field(None, description="relative path of the stored picture")
+
+    @model_validator(mode="after")
+    def _reason_fits(self) -> Verdict:
+        if self.verdict != "no_result" and self.reason is not None:
+            raise ValueError(f"a {self.verdict} carries no reason, got {self.reason}")
+        if self.verdict == "no_result" and self.reason is None and self.label is None:
+            raise ValueError("a no_result needs a reason, or the label of an empty class")
+        return self
+
+
+class CameraStatus(_Message):
+    """State of a camera. Topic `status/<camera>/`."""
+
+    schema_: Literal["inspectd.status/1"] = Field("inspectd.status/1", alias="schema")
+    boot_id: str
+    seq: int = Field(ge=1)
+    replayed: bool = False
+    camera: str
+    state: State
+    reason: str | None
+    published_at: Timestamp
+
+
+class Heartbeat(_Message):
+    """Twice a second, whatever happens. Topic `heartbeat/`."""
+
+    schema_: Literal["inspectd.heartbeat/1"] = Field("inspectd.heartbeat/1", alias="schema")
+    boot_id: str
+    seq: int = Field(ge=1)
+    state: State
+    topics: dict[str, int] = Field(description="newest seq of every topic, so that a lost tail shows")
+    published_at: Timestamp
+
+
+def verdict_topic(camera: str, roi: str) -> str:
+    return f"verdict/{camera}/{roi}/"
+
+
+def status_topic(camera: str) -> str:
+    return f"status/{camera}/"
+
+
+HEARTBEAT_TOPIC = "heartbeat/"

@@ -1,0 +1,85 @@
+"""Threads with an owner: a name, a start that comes last, a stop that signals and then joins."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class Deadline:
+    """One time limit that spans several steps, on the monotonic clock."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._at = time.monotonic() + timeout_s
+
+    def left(self) -> float:
+        """Seconds left, never negative."""
+        return max(0.0, self._at - time.monotonic())
+
+    @property
+    def passed(self) -> bool:
+        return self.left() == 0.0
+
+
+class Worker:
+    """A named daemon thread that runs `target(stop)` until it returns or `stop` is set.
+
+    An exception that leaves `target` ends the thread, is kept in `failure`, is logged once with its
+    traceback, and reaches `on_failure` (called in the dying thread): failure becomes a state that
+    people can see, never a silently missing thread.
+
+    `stop()` may be called from anywhere, any number of times, before or after `start()`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: Callable[[threading.Event], None],
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None  # written once, by the thread itself, before it ends
+        self._target = target
+        self._on_failure = on_failure
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def signal(self) -> None:
+        """Ask the thread to end, without waiting."""
+        self.stopping.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; True when the thread is gone (or was never started)."""
+        if self._thread.ident is None or self._thread is threading.current_thread():
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Signal, then wait. False (and one log line) when the thread is still alive afterwards."""
+        self.signal()
+        gone = self.join(timeout_s)
+        if not gone:
+            log.error("thread_did_not_stop", thread=self.name, waited_s=timeout_s)
+        return gone
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            self._target(self.stopping)
+        except BaseException as err:  # top of a thread: failure becomes a state
+            self.failure = err
+            log.exception("thread_failed", thread=self.name)
+            if self._on_failure is not None:
+                self._on_failure(err)
