@@ -305,7 +305,8 @@ def with_credentials(url: str, credentials: tuple[str, str] | None) -> str:
 
 def redact(text: str) -> str:
     """The text with the credentials of every URL in it replaced by `***`."""
-    return re.sub(r"(?<=://)[^\s/@]*@|(?<=://)[^\s@/]*:[^\s@]*@", "***@", text)
+    # Up to the last @ that can belong to them: passwords with an unescaped @ or / are common.
+    return re.sub(r"(?<=://)[^\s/]*@|(?<=://)[^\s@/]*:\S*@", "***@", text)
 
 
 def _sorted(value: Any) -> Any:

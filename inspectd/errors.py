@@ -26,6 +26,7 @@ CaptureReason = Literal[
     "settings",  # the camera does not accept the configured size, rate or control
     "stall",  # connected, but no frame for stall_timeout_s
     "hung",  # the capture thread did not come back from a library call
+    "stale",  # what arrives stays older than max_age_ms; only a new connection has no backlog
     "finished",  # a file was played to its end
     "internal",  # a defect of ours; the log has the traceback
 ]

@@ -130,7 +130,7 @@ class Bundle:
         """
         if copy not in self.copies:
             raise BundleError(
-                f"{self.path}: has no {copy} copy; make one with: inspectd export {self.path} --to {copy}"
+                f"{self.path}: has no {copy} copy; `inspectd train` writes one"
             )
         return self.path / COPY_MODEL[copy]
 

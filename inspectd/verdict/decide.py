@@ -69,22 +69,28 @@ class Decider:
     def decide(self, logits: Logits) -> Decision:
         """Decide on one crop from its logits, float32 [classes].
 
-        Any defect at its threshold fails, whatever else scores; only then may ok classes pass. Scores
-        that are no finite numbers, or too few, never decide anything.
+        Any defect at its threshold fails, whatever else scores; only then may ok classes pass, and the
+        empty classes say that there is no part; either only if one of them is the top class, so that a
+        verdict and its label agree. Scores that are no finite numbers, or too few, never decide anything.
         """
         if logits.shape != (len(self._names),) or not np.isfinite(logits).all():
             return no_result("engine_error")
-        scaled = logits.astype(np.float64) / self._temperature
-        exponents = np.exp(scaled - scaled.max())
+        # The largest is taken off before the division, so that no temperature can make infinity of it.
+        shifted = logits.astype(np.float64)
+        shifted -= shifted.max()
+        exponents = np.exp(shifted / self._temperature)
         probabilities = exponents / exponents.sum()
-        scores = dict(zip(self._names, probabilities.round(6).tolist(), strict=True))
-        if (failing := probabilities >= self._fail_at).any():
-            worst = int(np.where(failing, probabilities, -1.0).argmax())
-            return Decision("fail", None, self._names[worst], scores[self._names[worst]], scores)
-        top = self._names[int(probabilities.argmax())]
-        if probabilities[self._ok].sum() >= self._pass_min:
+        published = probabilities.round(6)
+        scores = dict(zip(self._names, published.tolist(), strict=True))
+        # The published figure counts too: nobody shall read a defect at its threshold beside a pass.
+        if (failing := np.maximum(probabilities, published) >= self._fail_at).any():
+            worst = self._names[int(np.where(failing, probabilities, -1.0).argmax())]
+            return Decision("fail", None, worst, scores[worst], scores)
+        index = int(probabilities.argmax())
+        top = self._names[index]
+        if self._ok[index] and probabilities[self._ok].sum() >= self._pass_min:
             return Decision("pass", None, top, scores[top], scores)
-        if probabilities[self._empty].sum() >= self._empty_min:
+        if self._empty[index] and probabilities[self._empty].sum() >= self._empty_min:
             return Decision("no_result", None, top, scores[top], scores)
         return Decision("no_result", "uncertain", top, scores[top], scores)
 

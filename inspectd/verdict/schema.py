@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import msgpack
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from inspectd.frame import Clock
 
@@ -23,13 +26,31 @@ NoResultReason = Literal[
 ]
 State = Literal["starting", "ready", "busy", "fault"]
 
-Timestamp = Annotated[str, Field(description="RFC 3339, UTC, microseconds", examples=["2026-01-31T12:00:00.000000Z"])]
+Encoding = Literal["json", "msgpack"]
+
+Timestamp = Annotated[
+    str,
+    Field(
+        description="RFC 3339, UTC, microseconds",
+        pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{6}Z$",
+        examples=["2026-01-31T12:00:00.000000Z"],
+    ),
+]
 Count = Annotated[int, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
 
 
 class _Message(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
+    # Unknown fields are ignored: a later inspectd may add some within the same schema version. NaN and
+    # infinity are refused, because JSON has no way to say them.
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        allow_inf_nan=False,
+        serialize_by_alias=True,
+        validate_by_name=True,
+        json_schema_serialization_defaults_required=True,
+    )
 
 
 class FrameInfo(_Message):
@@ -66,9 +87,11 @@ class Verdict(_Message):
     reason: NoResultReason | None = Field(
         None, description="why there is no result; null on pass, fail, and on no_result when no part is in view"
     )
-    label: str | None = Field(None, description="top class, null where nothing was inferred")
+    label: str | None = Field(
+        None, description="top class, on fail the defect that failed it; null where nothing was inferred"
+    )
     score: float | None = Field(None, ge=0, le=1, description="calibrated probability of label")
-    scores: dict[str, float] = Field(default_factory=dict)
+    scores: dict[str, float] = Field(default_factory=dict, description="calibrated probability of every class")
     boxes: tuple[BoxScore, ...] = ()
     part_id: str | None = None
     trigger_id: str | None = None
@@ -81,10 +104,13 @@ class Verdict(_Message):
     evidence: str | None = Field(None, description="relative path of the stored picture")
 
     @model_validator(mode="after")
-    def _reason_fits(self) -> Verdict:
-        if self.verdict != "no_result" and self.reason is not None:
-            raise ValueError(f"a {self.verdict} carries no reason, got {self.reason}")
-        if self.verdict == "no_result" and self.reason is None and self.label is None:
+    def _whole(self) -> Verdict:
+        if self.verdict != "no_result":
+            if self.reason is not None:
+                raise ValueError(f"a {self.verdict} carries no reason, got {self.reason}")
+            if self.label is None or self.score is None:
+                raise ValueError(f"a {self.verdict} needs its label and score")
+        elif self.reason is None and self.label is None:
             raise ValueError("a no_result needs a reason, or the label of an empty class")
         return self
 
@@ -103,7 +129,7 @@ class CameraStatus(_Message):
 
 
 class Heartbeat(_Message):
-    """Twice a second, whatever happens. Topic `heartbeat/`."""
+    """Twice a second, whatever happens; never replayed, so hearing one means now. Topic `heartbeat/`."""
 
     schema_: Literal["inspectd.heartbeat/1"] = Field("inspectd.heartbeat/1", alias="schema")
     boot_id: str
@@ -122,3 +148,65 @@ def status_topic(camera: str) -> str:
 
 
 HEARTBEAT_TOPIC = "heartbeat/"
+
+
+Message = Verdict | CameraStatus | Heartbeat
+_MODELS: dict[str, type[Message]] = {"verdict": Verdict, "status": CameraStatus, "heartbeat": Heartbeat}
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="schema_")])
+
+
+def encode(message: Message, encoding: Encoding) -> bytes:
+    """The body of a message, the second frame on the wire: UTF-8 JSON without line breaks, or msgpack."""
+    if encoding == "json":
+        return message.model_dump_json().encode()
+    return bytes(msgpack.packb(message.model_dump()))
+
+
+def decode(body: bytes) -> Message:
+    """A message from its body, JSON or msgpack: an object starts with `{` in one and never in the other.
+
+    Raises:
+        ValueError: one line that says what is wrong.
+    """
+    try:
+        return _MESSAGE.validate_json(body) if is_json(body) else _MESSAGE.validate_python(msgpack.unpackb(body))
+    except ValidationError as err:
+        first = err.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "message"
+        raise ValueError(f"{where}: {first['msg']}") from None
+    except (ValueError, msgpack.UnpackException) as err:
+        raise ValueError(f"neither JSON nor msgpack: {err or type(err).__name__}") from None
+
+
+def is_json(body: bytes) -> bool:
+    return body[:1] == b"{"
+
+
+def to_json(body: bytes) -> str:
+    """A body as one line of JSON: as it came where it is one already.
+
+    Raises:
+        ValueError: neither JSON nor msgpack.
+    """
+    if not is_json(body):
+        return json.dumps(msgpack.unpackb(body), ensure_ascii=False, separators=(",", ":"))
+    text = body.decode()
+    return text if "\n" not in text else json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+
+
+def timestamp(unix_s: float) -> str:
+    """RFC 3339 in UTC with microseconds.
+
+    Raises:
+        ValueError: not a time between the years 1 and 9999.
+    """
+    try:
+        return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+    except (OverflowError, OSError) as err:
+        raise ValueError(f"{unix_s} is no Unix time") from err
+
+
+def json_schema(name: Literal["verdict", "status", "heartbeat"] = "verdict") -> dict[str, Any]:
+    """JSON Schema (2020-12) of one kind of message, from the model that publishes it."""
+    schema = _MODELS[name].model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:inspectd:{name}:1", **schema}

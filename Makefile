@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up what they need; see README.md.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What the tests use beside Python packages: an RTSP server (GStreamer), Prometheus, systemd's checker.
+APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly prometheus systemd gcc libc6-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-soak test-cuda bench lint clean system-packages
+
+help:
+	@echo "make demo       set up .venv, train a small model on generated parts, run the daemon on a generated camera"
+	@echo "make test       lint, types, layers and all tests"
+	@echo "make test-soak  the tests that take minutes (memory over 100,000 frames)"
+	@echo "make test-cuda  the tests that need an NVIDIA GPU"
+	@echo "make bench      measure this machine against a plain loop and a hand-written one"
+
+# Installing again only when pyproject.toml changed; a stamp per set of extras.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+
+$(VENV)/.installed-demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[train]'
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed-demo
+	$(BIN)/python -m pip install --quiet --group dev
+	touch $@
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/inspectd demo
+
+# Where apt-get is not permitted the tests that need one of these say so and are skipped.
+system-packages:
+	@sh tests/system_packages.sh $(APT_PACKAGES)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/.installed-test system-packages lint
+	$(BIN)/pytest
+
+test-soak: $(VENV)/.installed-test system-packages
+	$(BIN)/pytest -m soak --timeout=3600
+
+test-cuda: $(VENV)/.installed-test
+	$(BIN)/pytest -m cuda
+
+bench: $(VENV)/.installed-demo
+	$(BIN)/inspectd bench
+
+clean:
+	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

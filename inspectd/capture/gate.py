@@ -1,0 +1,185 @@
+"""The gate: which captured frames may be judged.
+
+A frame is held against these rules in this order, and the first that applies names it:
+
+1. `max_fps`   left out on purpose: frames are inspected evenly, at most so often; counted, not published
+2. `corrupt`   the decoder reported damage: nothing else about its content can be believed
+3. `resized`   another size than before, or a ROI that does not fit: the boxes mean another place
+4. `stale`     older than `max_age_ms`: the part has gone
+5. `frozen`    the same picture for longer than `frozen_after_s`: the camera repeats itself
+
+Every detector sees every frame, also one that an earlier rule takes: a backlog or a frozen picture does
+not hide behind `max_fps`. (But damaged content proves neither life nor frost, and is not compared.)
+Rules 4 and 5 hold for live sources; a recording is as old and as still as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+import numpy as np
+
+from inspectd.capture.freshness import BacklogDetector
+from inspectd.config import CameraConfig, parse_source
+from inspectd.frame import U8, Box, Frame
+
+Admission = Literal["admitted", "max_fps", "corrupt", "resized", "stale", "frozen"]
+
+PACING_SLACK_S: Final = 1.0
+SAMPLED_ROWS: Final = 64
+
+
+class Gate:
+    """The rules of one camera. Lives as long as the camera, over all its connections; one caller at a time."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        self._config = config
+        self._size = config.size  # the first whole frame's size where none is configured
+        self._max_age_s = config.max_age_ms / 1000 if config.live else math.inf
+        self._pacer = Pacer(config.max_fps, live=config.live) if config.max_fps else None
+        # Only what something outside this process queues can grow old there; generated and recorded
+        # pictures that come late (a busy machine) are not old, there is no earlier moment they show.
+        queued_outside = parse_source(config.source).kind in ("rtsp", "usb")
+        self._backlog = BacklogDetector(self._max_age_s) if queued_outside else None
+        frost = config.live and config.frozen_after_s > 0
+        boxes = [roi.area for roi in config.rois]
+        self._frost = FrostDetector(boxes, config.frozen_after_s) if frost else None
+
+    def restart(self) -> None:
+        """A new connection: its clocks and queues are new. Size and picture are still those of the same camera."""
+        if self._backlog is not None:
+            self._backlog.restart()
+
+    def admit(self, frame: Frame, now: float) -> Admission:
+        """Judge one frame at `now` (`time.monotonic()` seconds)."""
+        due = self._pacer is None or self._pacer.due(frame.arrival, frame.pts)
+        backlogged = self._backlog is not None and self._backlog.stale(frame.arrival, frame.pts)
+        fits = not frame.corrupt and self.misfit(frame) is None
+        frozen = fits and self._frost is not None and self._frost.frozen(frame)
+        if not due:
+            return "max_fps"
+        if frame.corrupt:
+            return "corrupt"
+        if not fits:
+            return "resized"
+        if backlogged or now - frame.arrival > self._max_age_s:
+            return "stale"
+        return "frozen" if frozen else "admitted"
+
+    def misfit(self, frame: Frame) -> str | None:
+        """What is wrong with the frame's size, in one line, or None. The first whole frame sets the size."""
+        size = (frame.width, frame.height)
+        if self._size is None and not frame.corrupt:
+            self._size = size
+        if self._size is not None and size != self._size:
+            return f"the frame is {size[0]}x{size[1]}, expected {self._size[0]}x{self._size[1]}"
+        return roi_outside(self._config, frame)
+
+
+def roi_outside(config: CameraConfig, frame: Frame) -> str | None:
+    """The first ROI that does not lie wholly inside the frame, in one line, or None."""
+    for roi in config.rois:
+        x, y, width, height = roi.box
+        if x + width > frame.width or y + height > frame.height:
+            return f"ROI {roi.name!r} {roi.area} lies outside the {frame.width}x{frame.height} frame"
+    return None
+
+
+class Pacer:
+    """Lets frames through evenly, at most `max_fps` a second in the long run.
+
+    Time is the stream's own where that makes sense, because arrivals come in clumps; but a live
+    stream's time is never believed to differ from ours by more than a second, so that a camera with a
+    mad clock is neither silenced nor let loose. A recording is paced by its own time alone: how fast
+    we read it says nothing.
+
+    Frames are due on a grid of one period. A frame may come early by half the usual distance of frames,
+    for then it is the one nearest to that moment: jitter of a camera that already runs at `max_fps`
+    costs no frame. A frame late by a whole period begins a new grid, so that nothing is made up for.
+    """
+
+    def __init__(self, max_fps: float, *, live: bool) -> None:
+        self._period_s = 1 / max_fps
+        self._live = live
+        self._started = False
+        self._interval_s = 0.0  # between frames, smoothed; at most the period
+        self._time = 0.0
+        self._due_at = 0.0
+        self._arrival = 0.0
+        self._pts: float | None = None
+
+    def due(self, arrival: float, pts: float | None) -> bool:
+        """Whether to let the frame through. To be asked once for each frame, in order."""
+        if self._started:
+            before, self._time = self._time, self._advance(arrival, pts)
+            step = min(max(self._time - before, 0.0), self._period_s)
+            self._interval_s += (step - self._interval_s) / 8 if self._interval_s else step
+        else:
+            self._time = self._due_at = arrival
+            self._started = True
+        self._arrival, self._pts = arrival, pts
+        if self._time < self._due_at - self._interval_s / 2:
+            return False
+        late = self._time - self._due_at >= self._period_s
+        self._due_at = (self._time if late else self._due_at) + self._period_s
+        return True
+
+    def _advance(self, arrival: float, pts: float | None) -> float:
+        step = math.nan if pts is None or self._pts is None else pts - self._pts
+        if not self._live:
+            # No time, or a recording that starts over: the frame is due.
+            return self._time + step if step > 0 else self._due_at
+        if not 0 < step <= PACING_SLACK_S:
+            step = arrival - self._arrival
+        return min(max(self._time + step, arrival - PACING_SLACK_S), arrival + PACING_SLACK_S)
+
+
+class FrostDetector:
+    """Tells a camera that repeats one picture from a scene that merely stands still.
+
+    A real sensor's noise changes some byte in every frame. So at most `SAMPLED_ROWS` evenly spaced
+    rows of plane 0 (luma) of each ROI are compared, byte for byte, with the last picture that
+    differed. Only the ROIs are looked at: a clock that the camera draws into a corner goes on ticking
+    over a frozen picture. The picture is kept across reconnects, for a frozen camera stays frozen.
+    """
+
+    def __init__(self, boxes: list[Box], frozen_after_s: float) -> None:
+        self._boxes = boxes
+        self._frozen_after_s = frozen_after_s
+        self._layout: tuple[str, int, int] | None = None
+        self._kept: list[U8] = []
+        self._differs: list[np.ndarray[tuple[int, ...], np.dtype[np.bool_]]] = []  # scratch, shaped as _kept
+        self._since = 0.0  # arrival of the first frame that looked like _kept
+
+    def frozen(self, frame: Frame) -> bool:
+        """Whether the picture has not changed for too long. Every ROI must lie inside the frame."""
+        samples = [_sample(frame, box) for box in self._boxes]
+        layout = (frame.format, frame.width, frame.height)
+        if layout != self._layout:
+            self._layout = layout
+            self._kept = [sample.copy() for sample in samples]
+            self._differs = [np.empty(sample.shape, np.bool_) for sample in samples]
+            self._since = frame.arrival
+            return False
+        if self._changed(samples):
+            for kept, sample in zip(self._kept, samples, strict=True):
+                np.copyto(kept, sample)
+            self._since = frame.arrival
+            return False
+        return frame.arrival - self._since > self._frozen_after_s
+
+    def _changed(self, samples: list[U8]) -> bool:
+        for kept, sample, differs in zip(self._kept, samples, self._differs, strict=True):
+            if np.not_equal(kept, sample, out=differs).any():
+                return True
+        return False
+
+
+def _sample(frame: Frame, box: Box) -> U8:
+    """Some rows of a box, as a view of plane 0: uint8 [rows, columns] or [rows, columns, bytes]."""
+    plane = frame.planes[0]
+    pixels_per_column = frame.width // plane.shape[1]  # 2 where a column packs two pixels (YUYV)
+    step = -(-box.height // SAMPLED_ROWS)
+    left, right = box.x // pixels_per_column, -(-(box.x + box.width) // pixels_per_column)
+    return plane[box.y : box.y + box.height : step, left:right]

@@ -1,0 +1,144 @@
+"""The command line: thin commands; whatever is heavy is imported inside them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from inspectd import __version__
+from inspectd.errors import InspectdError
+
+app = typer.Typer(
+    help="Line-side visual inspection: from a camera to a defect verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Config = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Configuration file (TOML).")]
+
+
+def main() -> None:
+    """Entry point: an expected error is one line on stderr and its exit code; a traceback only with --debug."""
+    try:
+        app()
+    except InspectdError as err:
+        if "--debug" in sys.argv:
+            raise
+        from inspectd.config import redact
+
+        print(f"inspectd: {' '.join(redact(str(err)).split())}", file=sys.stderr)
+        sys.exit(err.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        sys.stderr.close()
+        sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of expected errors too.")] = False,
+) -> None:
+    if version:
+        print(f"inspectd {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand not in (None, "run"):
+        _quiet_logs("debug" if debug else "warning")
+
+
+def _quiet_logs(level: str) -> None:
+    from inspectd.observe.logs import configure_logging
+
+    configure_logging("pretty", level)
+
+
+@app.command()
+def run(config: Config) -> None:
+    """The daemon: runs until SIGTERM or SIGINT, or until every recording was played."""
+    from inspectd.config import load_settings
+    from inspectd.observe.logs import configure_logging
+
+    settings = load_settings(config)
+    configure_logging(settings.log.format, settings.log.level)
+
+    from inspectd.daemon import Daemon
+
+    sys.exit(Daemon(settings).run())
+
+
+@app.command()
+def check(
+    config: Config,
+    probe: Annotated[bool, typer.Option("--probe", help="Also open each camera and the model, and report.")] = False,
+) -> None:
+    """Validate the configuration and everything it names, without starting anything."""
+    from inspectd.commission import probe_cameras, probe_models
+    from inspectd.config import load_settings
+    from inspectd.preflight import check_settings
+
+    settings = load_settings(config)
+    bundles = check_settings(settings)
+    if not probe:
+        cameras = ", ".join(f"{camera.name} ({len(camera.rois)} ROI)" for camera in settings.cameras)
+        print(f"{config}: ok, config {settings.sha256[:12]}; {cameras}")
+        return
+    worst = 0
+    for findings in (probe_models(settings, bundles), probe_cameras(settings)):
+        for finding in findings:
+            worst = max(worst, _report(finding))
+    sys.exit(worst)
+
+
+@app.command()
+def snapshot(
+    config: Config,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the PNGs go.")],
+) -> None:
+    """Write one PNG per camera with its ROIs drawn, for commissioning."""
+    from inspectd.commission import write_snapshots
+    from inspectd.config import load_settings
+
+    sys.exit(max(_report(finding) for finding in write_snapshots(load_settings(config), output)))
+
+
+def _report(finding: Any) -> int:
+    if finding.problem is None:
+        print(f"ok    {finding.subject}: {finding.text}")
+    else:
+        from inspectd.config import redact
+
+        where = f" ({finding.text})" if finding.text else ""
+        print(f"FAIL  {finding.subject}: {redact(finding.problem)}{where}")
+    return int(finding.exit_code)
+
+
+class SchemaName(StrEnum):
+    verdict = "verdict"
+    config = "config"
+
+
+@app.command()
+def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")]) -> None:
+    """Print a JSON Schema: of the verdict stream's messages, or of the configuration."""
+    if name is SchemaName.verdict:
+        from inspectd.verdict.schema import json_schema
+
+        print(json.dumps(json_schema(), indent=2))
+    else:
+        from inspectd.config import Settings
+
+        print(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    main()

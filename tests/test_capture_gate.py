@@ -1,0 +1,491 @@
+"""Which frames may be judged: pacing, size, damage, age and frost, with simulated clocks."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+
+from inspectd.capture.freshness import HORIZON_S, TOLERANCE_S, BacklogDetector
+from inspectd.capture.gate import FrostDetector, Gate, Pacer
+from inspectd.config import CameraConfig
+from inspectd.frame import Box, Frame
+
+WIDTH, HEIGHT = 64, 48
+NOISE = itertools.count(1)
+
+
+def config(source="rtsp://camera/1", rois=((0, 0, 32, 32),), **changes):
+    boxes = [{"name": f"roi{number}", "box": list(box)} for number, box in enumerate(rois)]
+    return CameraConfig(name="cam", source=source, rois=boxes, **changes)
+
+
+def frame(arrival=0.0, pts=None, *, width=WIDTH, height=HEIGHT, corrupt=False, luma=None, noise=True):
+    """A yuv420p frame; with `noise` one pixel inside the ROI differs from every other frame's."""
+    luma = np.full((height, width), 90, np.uint8) if luma is None else luma
+    if noise:
+        luma[0, :4] = np.array([next(NOISE)], np.uint32).view(np.uint8)
+    half = np.full(((height + 1) // 2, (width + 1) // 2), 128, np.uint8)
+    return Frame("yuv420p", width, height, (luma, half, half), "bt709", False, arrival, 0.0, "arrival", pts, 0, corrupt)
+
+
+def settled_gate(**changes):
+    """A gate in the middle of a healthy 30 fps stream, and the (arrival, pts) of its last frame."""
+    gate = Gate(config(**changes))
+    for number in range(60):
+        arrival, pts = 100 + number / 30, number / 30
+        gate.admit(frame(arrival, pts), arrival)
+    assert gate.admit(frame(102.0, 2.0), 102.0) == "admitted"
+    return gate, 102.0, 2.0
+
+
+class TestOrder:
+    """Which rule names a frame that breaks several."""
+
+    def test_a_healthy_frame_is_admitted(self):
+        gate, arrival, pts = settled_gate()
+        assert gate.admit(frame(arrival + 0.04, pts + 0.04), arrival + 0.05) == "admitted"
+
+    def test_damage_comes_before_size_and_age(self):
+        gate, arrival, pts = settled_gate()
+        assert gate.admit(frame(arrival + 9, pts + 0.04, width=32, corrupt=True), arrival + 19) == "corrupt"
+
+    def test_size_comes_before_age(self):
+        gate, arrival, pts = settled_gate()
+        assert gate.admit(frame(arrival + 9, pts + 0.04, width=32), arrival + 19) == "resized"
+
+    def test_age_comes_before_frost(self):
+        gate, arrival, pts = settled_gate(frozen_after_s=1)
+        still = frame(arrival + 0.03, pts + 0.03, noise=False)
+        gate.admit(still, arrival + 0.03)
+        still.arrival, still.pts = arrival + 9, pts + 0.06
+        assert gate.admit(still, arrival + 9) == "stale"
+
+    def test_a_frame_left_out_by_max_fps_is_nothing_else(self):
+        gate, arrival, pts = settled_gate(max_fps=1)
+        assert gate.admit(frame(arrival + 0.1, pts + 0.1, corrupt=True), arrival + 0.1) == "max_fps"
+        assert gate.admit(frame(arrival + 1.0, pts + 1.0, corrupt=True), arrival + 1.0) == "corrupt"
+
+    def test_frames_left_out_by_max_fps_still_feed_the_backlog_detector(self):
+        """At one inspected frame in thirty, the backlog is known from the other twenty-nine."""
+        gate = Gate(config(max_fps=1))
+        seen = [gate.admit(frame(100 + n / 30, n / 30), 100 + n / 30) for n in range(31)]
+        assert seen[0] == "stale"  # nothing was known yet
+        assert set(seen[1:30]) == {"max_fps"}
+        assert seen[30] == "admitted"
+
+    def test_frames_left_out_by_max_fps_still_feed_the_frost_detector(self):
+        """A change between two inspected frames is a change."""
+        gate = Gate(config("conveyor:", max_fps=1, frozen_after_s=1.5))
+        admissions = []
+        for number in range(120):
+            picture = frame(number / 30, number / 30, noise=number % 30 == 15)
+            admissions.append(gate.admit(picture, number / 30))
+        assert "frozen" not in admissions
+
+
+class TestSize:
+    def test_the_first_frame_sets_the_size_for_the_life_of_the_camera(self):
+        """Also over a reconnect: a camera that comes back with another resolution shows another place."""
+        gate = Gate(config("conveyor:"))
+        assert gate.admit(frame(0.0), 0.0) == "admitted"
+        gate.restart()
+        assert gate.admit(frame(0.1, width=128, height=96), 0.1) == "resized"
+        assert gate.admit(frame(0.2), 0.2) == "admitted"
+
+    def test_a_damaged_frame_sets_no_size(self):
+        gate = Gate(config("conveyor:"))
+        assert gate.admit(frame(0.0, width=80, corrupt=True), 0.0) == "corrupt"
+        assert gate.admit(frame(0.1), 0.1) == "admitted"
+
+    def test_a_configured_size_is_the_size(self):
+        gate = Gate(config("conveyor:", size=(128, 96)))
+        assert gate.admit(frame(0.0), 0.0) == "resized"
+        assert gate.misfit(frame(0.0)) == "the frame is 64x48, expected 128x96"
+        assert gate.admit(frame(0.1, width=128, height=96), 0.1) == "admitted"
+
+    def test_a_roi_outside_the_frame_refuses_every_frame(self):
+        gate = Gate(config("conveyor:", rois=((0, 0, 8, 8), (40, 0, 32, 8))))
+        assert [gate.admit(frame(t / 10), t / 10) for t in range(3)] == ["resized"] * 3
+        assert gate.misfit(frame(0.0)) == "ROI 'roi1' [40, 0, 32, 8] lies outside the 64x48 frame"
+
+
+class TestRecordings:
+    def test_a_recording_is_neither_stale_nor_frozen(self):
+        """However late the engine takes it, and however still its pictures are."""
+        gate = Gate(config("file:clip.mp4", frozen_after_s=0.1, max_age_ms=1))
+        admissions = {gate.admit(frame(number, number / 30, noise=False), number + 50.0) for number in range(20)}
+        assert admissions == {"admitted"}
+
+    def test_generated_pictures_that_come_late_are_not_old(self):
+        """A busy machine generates behind schedule; nothing outside the process has queued them."""
+        gate = Gate(config("conveyor:", frozen_after_s=0))
+        assert {gate.admit(frame(n * 1.0, n / 30), n * 1.0) for n in range(20)} == {"admitted"}
+
+    def test_any_live_frame_that_was_held_up_after_arrival_is_stale(self):
+        gate = Gate(config("conveyor:", max_age_ms=500))
+        assert gate.admit(frame(10.0), 10.49) == "admitted"
+        assert gate.admit(frame(10.1), 10.61) == "stale"
+
+
+# -- max_fps ----------------------------------------------------------------------------------------
+
+
+def paced(pacer, times):
+    """Stream times of the frames that were let through; `times` are pairs (arrival, pts)."""
+    return [arrival if pts is None else pts for arrival, pts in times if pacer.due(arrival, pts)]
+
+
+@given(
+    fps=st.floats(1, 120),
+    max_fps=st.floats(0.5, 240),
+    jitter=st.floats(0, 0.24),
+    seed=st.integers(0, 9999),
+    with_pts=st.booleans(),
+    live=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_pacing_is_even_and_misses_no_rate(fps, max_fps, jitter, seed, with_pts, live):
+    """Of a steady stream, min(fps, max_fps) frames a second are left, one about every period."""
+    assume(with_pts or live)
+    rng = random.Random(seed)
+    period, interval = 1 / max_fps, 1 / fps
+    spread = jitter * max(period, interval) * (0.9 if with_pts else 1)
+    times = [(50 + n * interval + rng.uniform(0, spread), n * interval if with_pts else None) for n in range(400)]
+    kept = paced(Pacer(max_fps, live=live), times)
+    expected = min(400, 399 * interval / period + 1)
+    assert expected - 2.5 <= len(kept) <= expected + 2
+    gaps = np.diff(kept)
+    if len(gaps):
+        assert gaps.max() <= max(period + interval, interval) + (0 if with_pts else spread) + 1e-9
+
+
+@given(
+    steps=st.lists(st.tuples(st.floats(0.001, 0.2), st.floats(-5, 5) | st.none()), min_size=50, max_size=300),
+    max_fps=st.floats(1, 60),
+)
+@settings(max_examples=150, deadline=None)
+def test_no_pts_however_mad_silences_or_unleashes_a_live_camera(steps, max_fps):
+    """With any pts at all, the long-run rate is that of our own clock, and no long gap opens."""
+    arrivals = list(itertools.accumulate((step for step, _ in steps), initial=7.0))[1:]
+    pacer = Pacer(max_fps, live=True)
+    kept = [at for at, (_, pts) in zip(arrivals, steps, strict=True) if pacer.due(at, pts)]
+    assert kept
+    elapsed = arrivals[-1] - arrivals[0]
+    assert len(kept) <= (elapsed + 2) * max_fps + 2
+    edges = [arrivals[0], *kept, arrivals[-1]]
+    assert max(np.diff(edges)) <= 2 + 2 / max_fps + 0.2
+
+
+def test_a_camera_that_already_runs_at_max_fps_loses_no_frame_to_jitter():
+    rng = random.Random(3)
+    times = [(n / 30 + rng.uniform(0, 0.012), None) for n in range(3000)]
+    assert len(paced(Pacer(30, live=True), times)) == 3000
+
+
+def test_clumped_arrivals_are_paced_by_the_streams_own_time():
+    """Three frames every 100 ms: arrival alone would leave 10 of the wanted 15 a second."""
+    times = [(n // 3 * 0.1, n / 30) for n in range(300)]
+    assert len(paced(Pacer(15, live=True), times)) == pytest.approx(150, abs=2)
+
+
+def test_a_recording_is_paced_by_its_own_time_whatever_our_speed():
+    fast = [(n * 0.001, n / 30) for n in range(300)]
+    slow = [(n * 1.0, n / 30) for n in range(300)]
+    kept_fast = paced(Pacer(10, live=False), fast)
+    assert kept_fast == paced(Pacer(10, live=False), slow)
+    assert len(kept_fast) == pytest.approx(100, abs=1)
+
+
+def test_a_recording_that_starts_over_goes_on_being_paced():
+    once = [n / 30 for n in range(90)]
+    kept = paced(Pacer(10, live=False), [(0.0, pts) for pts in once * 3])
+    assert len(kept) == pytest.approx(90, abs=4)
+
+
+# -- backlog ------------------------------------------------------------------------------------------
+
+FPS = 25
+MAX_AGE_S = 0.5
+
+
+def simulate(
+    *, seconds, fps=FPS, cached_s=0.0, read_fps=200.0, jitter_s=0.0, drops=0.0, drift=0.0, stops=(), origin=0.0, seed=0
+):
+    """A camera, a buffer and a reader: yields (arrival, pts, age), age being what nobody can measure.
+
+    The camera takes a picture every 1/fps seconds. The first `cached_s` seconds of them are handed over
+    at once when the reader connects. The reader needs 1/read_fps seconds a frame and does not run at all
+    during `stops`, pairs (begin, length) in seconds after connecting; frames wait for it.
+    """
+    rng = random.Random(seed)
+    free_at = 0.0
+    for number in range(int((seconds + cached_s) * fps)):
+        taken = number / fps - cached_s
+        if rng.random() < drops:
+            continue
+        arrival = max(taken + rng.uniform(0, jitter_s), free_at, 0.0)
+        for begin, length in stops:
+            if begin <= arrival < begin + length:
+                arrival = begin + length
+        free_at = arrival + 1 / read_fps
+        yield 1000 + arrival, origin + number / fps * (1 + drift), arrival - taken
+
+
+def judged(stream, max_age_s=MAX_AGE_S):
+    """[(arrival, age, stale)] of a whole connection."""
+    detector = BacklogDetector(max_age_s)
+    return [(arrival - 1000, age, detector.stale(arrival, pts)) for arrival, pts, age in stream]
+
+
+connections = st.fixed_dictionaries(
+    {
+        "fps": st.floats(5, 60),
+        "cached_s": st.floats(0, 8),
+        "speed": st.floats(1.4, 20),  # of the reader, in multiples of fps
+        "jitter_s": st.floats(0, 0.04),
+        "drops": st.floats(0, 0.3),
+        "drift": st.floats(-150e-6, 150e-6),
+        "stops": st.lists(st.tuples(st.floats(0, 12), st.floats(0.05, 4)), max_size=3),
+        "origin": st.floats(-1e5, 1e5),
+        "seed": st.integers(0, 99999),
+    }
+)
+
+
+@given(connection=connections)
+@example(
+    connection={  # a decoder that takes its time over the first frame of a burst
+        "fps": 30,
+        "cached_s": 2.0,
+        "speed": 1.5,
+        "jitter_s": 0.0,
+        "drops": 0.0,
+        "drift": 0.0,
+        "stops": [(0.001, 0.6)],
+        "origin": 0.0,
+        "seed": 0,
+    }
+)
+@settings(max_examples=150, deadline=None)
+def test_no_old_frame_passes_as_fresh_and_no_fresh_stream_stays_stale(connection):
+    """Bursts at the start, stops of our process, jitter, losses and drift, in any mixture."""
+    speed = connection.pop("speed")
+    frames = judged(simulate(seconds=60, read_fps=speed * connection["fps"], **connection))
+    believed = [age for _, age, stale in frames if not stale]
+    assert max(believed, default=0) <= MAX_AGE_S + TOLERANCE_S + connection["jitter_s"] + 0.015
+    # At worst 20 s of backlog, drained at 1.4 times real time by second 50; then the floor has to hold.
+    assert not any(stale for arrival, _, stale in frames if arrival >= 57)
+
+
+def test_a_healthy_stream_is_fresh_after_half_a_second():
+    frames = judged(simulate(seconds=5, jitter_s=0.01))
+    assert all(stale for arrival, _, stale in frames if arrival < 0.45)
+    assert not any(stale for arrival, _, stale in frames if arrival > 0.75)
+
+
+def test_the_group_of_pictures_a_server_hands_out_at_connect_is_stale():
+    """Each of its frames has a lower lag than the one before; that is what betrays them."""
+    frames = judged(simulate(seconds=5, cached_s=2, read_fps=150))
+    assert all(stale for _, age, stale in frames if age > 0.1)
+    assert not any(stale for arrival, _, stale in frames if arrival > 1.5)
+
+
+def test_after_our_process_was_stopped_the_backlog_is_stale_until_it_is_drained():
+    frames = judged(simulate(seconds=60, stops=[(10, 30)], read_fps=100))
+    assert all(stale for _, age, stale in frames if age > MAX_AGE_S + TOLERANCE_S)
+    late = [(age, stale) for arrival, age, stale in frames if arrival >= 40]
+    assert late[0][1]
+    assert all(not stale for age, stale in late if age < MAX_AGE_S - TOLERANCE_S)
+
+
+def test_a_backlog_with_a_hole_in_it_stays_stale():
+    """The server threw part of its queue away: pts jumps forward, but what follows is still old."""
+    detector = BacklogDetector(MAX_AGE_S)
+    for n in range(100):
+        detector.stale(1000 + n / FPS, n / FPS)
+    now = 1000 + 30  # stopped for 26 s, while the server kept pts 4 to 10 and then 25 to 28
+    for pts in (*np.arange(4, 10, 1 / FPS), *np.arange(25, 28, 1 / FPS)):
+        now += 0.001
+        assert detector.stale(now, pts)
+
+
+def test_a_slowly_draining_backlog_is_not_believed_again_and_again():
+    """Shrinking by 3 % of real time it looks steady for a moment, but not for long, and not repeatedly."""
+    frames = judged(simulate(seconds=60, cached_s=3, read_fps=FPS * 1.03))
+    wrong = [arrival for arrival, age, stale in frames if age > MAX_AGE_S + TOLERANCE_S and not stale]
+    assert len(wrong) < 4 * FPS
+    assert max(wrong, default=0) < 8
+    assert sum(age > MAX_AGE_S + TOLERANCE_S for _, age, _ in frames) > 40 * FPS
+
+
+@pytest.mark.parametrize("ppm", [-200, -50, 50, 190])
+def test_a_day_of_clock_drift_makes_nothing_stale(ppm):
+    """A camera clock that runs wrong by as much as crystals do; 190 ppm are 16 s a day. One frame a second here."""
+    detector = BacklogDetector(MAX_AGE_S)
+    stale = [detector.stale(1000 + n, n * (1 - ppm * 1e-6)) for n in range(86_400)]
+    assert not any(stale[5:])
+
+
+def test_a_pts_jump_forward_or_back_costs_less_than_a_second():
+    """A camera that sets its clock: refused until the new clock is known, then fresh again."""
+    for jump in (1e4, 3.0, -3.0, -1e4):
+        detector = BacklogDetector(MAX_AGE_S)
+        stale = [detector.stale(1000 + n / FPS, n / FPS + (jump if n >= 100 else 0)) for n in range(200)]
+        assert not any(stale[25:100])
+        assert stale[100]
+        assert not any(stale[125:])
+
+
+def test_a_single_mad_pts_does_not_poison_the_floor():
+    detector = BacklogDetector(MAX_AGE_S)
+    stale = [detector.stale(1000 + n / FPS, 1e6 if n == 100 else n / FPS) for n in range(200)]
+    assert not any(stale[25:100])
+    assert not any(stale[130:])
+
+
+@pytest.mark.parametrize("mad", [float("nan"), float("inf"), float("-inf"), None])
+def test_a_pts_that_is_no_number_neither_frees_a_stale_frame_nor_condemns_a_fresh_one(mad):
+    detector = BacklogDetector(MAX_AGE_S)
+    assert detector.stale(1000, mad)
+    for n in range(1, 50):
+        detector.stale(1000 + n / FPS, n / FPS)
+    assert not detector.stale(1002.0, mad)
+    assert not detector.stale(1002.04, 2.04)
+    assert detector.stale(1010.0, 2.08)
+    assert detector.stale(1010.001, mad)
+
+
+def test_a_late_frame_is_stale_alone():
+    """One retransmitted frame is old; its neighbours are not, and no floor is lost over it."""
+    detector = BacklogDetector(MAX_AGE_S)
+    stale = [detector.stale(1000 + n / FPS + (0.9 if n == 100 else 0), n / FPS) for n in range(200)]
+    assert stale[100]
+    assert not any(stale[25:100] + stale[101:])
+
+
+def test_strong_jitter_does_not_keep_a_stream_stale():
+    """Up to 300 ms, each frame held up by the one before: a frame without delay is a rare sight.
+
+    Now and then one undercuts the floor, and its followers wait half a second; no more than that.
+    """
+    for seed in range(20):
+        for jitter_s, share in ((0.15, 0.01), (0.3, 0.1)):
+            frames = judged(simulate(seconds=60, jitter_s=jitter_s, read_fps=1000, seed=seed))
+            late = [stale for arrival, _, stale in frames if arrival > 20]
+            assert sum(late) / len(late) < share
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0, 25.0])
+def test_a_stream_without_pts_is_refused_at_its_start_and_after_a_gap_only(fps):
+    detector = BacklogDetector(MAX_AGE_S)
+    times = [1000 + n / fps for n in range(100)]
+    times += [times[-1] + 30 + n / fps for n in range(50)]
+    stale = [detector.stale(at, None) for at in times]
+    assert stale[0]
+    assert stale[100]
+    wait = 1 + int(0.5 * fps)
+    assert not any(stale[wait + 1 : 100] + stale[101 + wait :])
+
+
+def test_a_reconnect_forgets_the_clocks():
+    gate, arrival, _ = settled_gate()
+    gate.restart()
+    admissions = [gate.admit(frame(arrival + 5 + n / 30, n / 30), arrival + 5 + n / 30) for n in range(40)]
+    assert set(admissions[:14]) == {"stale"}
+    assert set(admissions[20:]) == {"admitted"}
+
+
+def test_the_wait_for_a_floor_never_exceeds_the_horizon():
+    """Even after it was undercut many times, a steady stream is believed within HORIZON_S."""
+    detector = BacklogDetector(MAX_AGE_S)
+    stale, offset, n = [], 0.0, 0
+    for _ in range(20):  # each time just settled, the lag falls by 50 ms
+        while detector.stale(1000 + n / FPS, n / FPS + offset):
+            n += 1
+        n += 1
+        offset += 0.05
+    begin = n
+    while detector.stale(1000 + n / FPS, n / FPS + offset):
+        stale.append(n)
+        n += 1
+    assert (n - begin) / FPS <= HORIZON_S + 0.5
+
+
+# -- frost --------------------------------------------------------------------------------------------
+
+
+def frozen_at(detector, pictures):
+    return [detector.frozen(picture) for picture in pictures]
+
+
+def test_a_repeated_picture_is_frozen_after_the_limit_until_it_changes():
+    detector = FrostDetector([Box(0, 0, 32, 32)], 1.0)
+    still = [frame(n / 10, noise=False) for n in range(20)]
+    assert frozen_at(detector, still) == [False] * 11 + [True] * 9
+    assert not detector.frozen(frame(2.0))
+    assert not detector.frozen(frame(2.1))
+
+
+def test_sensor_noise_over_a_static_scene_is_not_frozen():
+    detector = FrostDetector([Box(0, 0, 64, 48)], 0.5)
+    rng = np.random.default_rng(1)
+    scene = rng.integers(60, 200, (HEIGHT, WIDTH), np.uint8)
+    pictures = [
+        frame(n / 10, luma=scene + (rng.random(scene.shape) < 0.05).astype(np.uint8), noise=False) for n in range(30)
+    ]
+    assert not any(frozen_at(detector, pictures))
+
+
+def test_a_clock_drawn_outside_the_rois_does_not_hide_a_frozen_picture():
+    detector = FrostDetector([Box(0, 16, 32, 32)], 0.5)
+    assert frozen_at(detector, [frame(n / 10) for n in range(10)])[6:] == [True] * 4  # the noise is in row 0
+
+
+def test_one_living_roi_of_several_is_enough():
+    detector = FrostDetector([Box(0, 16, 32, 32), Box(0, 0, 16, 16)], 0.5)
+    assert not any(frozen_at(detector, [frame(n / 10) for n in range(10)]))
+
+
+def test_a_camera_that_comes_back_with_the_same_picture_is_still_frozen():
+    gate = Gate(config("conveyor:", frozen_after_s=1))
+    assert gate.admit(frame(0.0, noise=False), 0.0) == "admitted"
+    gate.restart()
+    assert gate.admit(frame(5.0, noise=False), 5.0) == "frozen"
+    assert gate.admit(frame(5.1), 5.1) == "admitted"
+
+
+def test_damaged_frames_neither_thaw_nor_freeze():
+    gate = Gate(config("conveyor:", frozen_after_s=1))
+    gate.admit(frame(0.0, noise=False), 0.0)
+    assert gate.admit(frame(0.6, corrupt=True), 0.6) == "corrupt"
+    assert gate.admit(frame(1.2, noise=False), 1.2) == "frozen"
+
+
+@pytest.mark.parametrize("fmt", ["nv12", "yuv422p", "yuyv422", "gray", "bgr24"])
+def test_every_pixel_format_is_compared_inside_the_roi(fmt):
+    """A change at the last sampled byte of the ROI counts, one beside the ROI does not."""
+    shape = {"yuyv422": (HEIGHT, WIDTH // 2, 4), "bgr24": (HEIGHT, WIDTH, 3)}.get(fmt, (HEIGHT, WIDTH))
+
+    def picture(at, x, value):
+        plane = np.zeros(shape, np.uint8)
+        plane[8, x // 2 if fmt == "yuyv422" else x] = value
+        return Frame(fmt, WIDTH, HEIGHT, (plane,), "bt709", False, at, 0.0, "arrival")
+
+    inside = FrostDetector([Box(8, 8, 16, 16)], 0.5)
+    assert not any(inside.frozen(picture(n, 23, n)) for n in range(5))
+    beside = FrostDetector([Box(8, 8, 16, 16)], 0.5)
+    assert [beside.frozen(picture(n, 24, n)) for n in range(3)] == [False, True, True]
+
+
+def test_a_decoders_padded_rows_are_compared_without_their_padding():
+    detector = FrostDetector([Box(32, 0, 32, 32)], 0.5)
+    rng = np.random.default_rng(2)
+    answers = []
+    for n in range(3):
+        memory = rng.integers(0, 255, (HEIGHT, 128), np.uint8)
+        memory[:, :WIDTH] = 7
+        answers.append(detector.frozen(frame(n * 1.0, luma=memory[:, :WIDTH], noise=False)))
+    assert answers == [False, True, True]
