@@ -30,6 +30,7 @@ from inspectd.model.bundle import Bundle
 from inspectd.model.preprocess import Preprocessor
 from inspectd.observe.http import HttpServer
 from inspectd.observe.ledger import Ledger
+from inspectd.observe.logs import Counted
 from inspectd.observe.metrics import Metrics
 from inspectd.observe.systemd import Notifier
 from inspectd.pipeline import CropProducer, Judge, RoiLane
@@ -48,6 +49,9 @@ ENGINE_LATE_S = 1.0
 ZEROMQ_LATE_S = 2.0
 STOP_S = 3.0
 """The whole shutdown, in-flight work published, fits into this."""
+
+SAME_SIGNAL_S = 0.3
+"""A terminal's Ctrl-C and a parent that passes it on are one request, not an impatient second one."""
 
 VERDICTS = (
     ("pass", ""),
@@ -79,12 +83,13 @@ class Daemon:
         self.metrics = Metrics(
             self.ledger, [camera.name for camera in settings.cameras], verdicts=VERDICTS, drops=DROPS
         )
+        self.trouble = Counted(log)
         self.cameras: list[Camera] = []
         self.lanes: dict[Path, ModelLane] = {}
         self.publisher: Publisher
         self.http: HttpServer
         self._notifier = notifier or Notifier.from_environment()
-        self._signals = 0  # counted by the handler, read by the main loop
+        self._signalled_at: float | None = None  # written by the handler, read by the main loop
         self._stop = threading.Event()
         self._failure: BaseException | None = None  # first fatal failure of any thread; guarded by the GIL
         self._state: State = "starting"
@@ -155,7 +160,15 @@ class Daemon:
         engine.warm_up()
         batcher = Batcher(memory, queues, engine.max_batch_size, self.settings.engine.max_wait_ms / 1000)
         judge = Judge(bundle, Decider(bundle.manifest, self.settings.decision), self.publisher.publish, self.metrics)
-        runner = EngineRunner(f"engine-{path.name}", engine, batcher, judge, self.metrics.batch, self._on_failure)
+        runner = EngineRunner(
+            f"engine-{path.name}",
+            engine,
+            batcher,
+            judge,
+            on_batch=self.metrics.batch,
+            on_failure=self._on_failure,
+            trouble=self.trouble,
+        )
         runner.start()
         running.callback(runner.stop, 1.0)
         info = engine.info
@@ -201,13 +214,15 @@ class Daemon:
             self._update_state()
             self._feed_watchdog()
             self._fail_if_engine_hangs()
+            self.trouble.flush()
             self._stop.wait(TICK_S)
 
     def _should_stop(self) -> bool:
         if self._failure is not None:
             return True
-        if self._signals or self._stop.is_set():
-            log.info("stopping", why="signal" if self._signals else "asked to")
+        signalled = self._signalled_at is not None
+        if signalled or self._stop.is_set():
+            log.info("stopping", why="signal" if signalled else "asked to")
             return True
         if all(camera.finished for camera in self.cameras) and not self.ledger.in_flight:
             log.info("stopping", why="every recording was played to its end")
@@ -221,7 +236,9 @@ class Daemon:
         if state != self._state:
             self._state = state
             self.publisher.set_state(state)
-            log.info("state", state=state, **{name: why for name, why in detail.items() if why != "ok"})
+            wrong = {name: why for name, why in detail.items() if why != "ok"}
+            log.info("state", state=state, **wrong)
+            self._notifier.status(" ".join([state, *(f"{name}: {why};" for name, why in wrong.items())]))
 
     def _only_starting(self) -> bool:
         return self._state == "starting" and all(camera.state in ("starting", "ready") for camera in self.cameras)
@@ -276,6 +293,7 @@ class Daemon:
         for camera in self.cameras:
             camera.signal()
         running.close()
+        self.trouble.close()
         if self.started.is_set():
             log.info("stopped", took_s=round(STOP_S - deadline.left(), 2), in_flight=self.ledger.in_flight)
 
@@ -300,8 +318,10 @@ class Daemon:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # Only counts: setting an Event here could deadlock with the main thread inside Event.wait.
-        self._signals += 1
-        if self._signals > 1:
+        # Only notes the time: setting an Event here could deadlock with the main thread inside Event.wait.
+        now = time.monotonic()
+        if self._signalled_at is None:
+            self._signalled_at = now
+        elif now - self._signalled_at > SAME_SIGNAL_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

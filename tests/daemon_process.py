@@ -103,6 +103,7 @@ class Subscriber:
         self.socket = zmq.Context.instance().socket(zmq.SUB)
         self.socket.set(zmq.RCVHWM, 0)
         self.socket.set(zmq.LINGER, 0)
+        self.socket.set(zmq.RECONNECT_IVL, 5)
         for topic in topics:
             self.socket.subscribe(topic)
         self.socket.connect(endpoint)

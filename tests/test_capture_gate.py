@@ -272,25 +272,25 @@ connections = st.fixed_dictionaries(
 @settings(max_examples=150, deadline=None)
 def test_no_old_frame_passes_as_fresh_and_no_fresh_stream_stays_stale(connection):
     """Bursts at the start, stops of our process, jitter, losses and drift, in any mixture."""
-    speed = connection.pop("speed")
-    frames = judged(simulate(seconds=60, read_fps=speed * connection["fps"], **connection))
+    rest = {key: value for key, value in connection.items() if key != "speed"}
+    frames = judged(simulate(seconds=60, read_fps=connection["speed"] * connection["fps"], **rest))
     believed = [age for _, age, stale in frames if not stale]
     assert max(believed, default=0) <= MAX_AGE_S + TOLERANCE_S + connection["jitter_s"] + 0.015
     # At worst 20 s of backlog, drained at 1.4 times real time by second 50; then the floor has to hold.
     assert not any(stale for arrival, _, stale in frames if arrival >= 57)
 
 
-def test_a_healthy_stream_is_fresh_after_half_a_second():
+def test_a_healthy_stream_is_fresh_after_six_tenths_of_a_second():
     frames = judged(simulate(seconds=5, jitter_s=0.01))
-    assert all(stale for arrival, _, stale in frames if arrival < 0.45)
-    assert not any(stale for arrival, _, stale in frames if arrival > 0.75)
+    assert all(stale for arrival, _, stale in frames if arrival < 0.5)
+    assert not any(stale for arrival, _, stale in frames if arrival > 0.9)
 
 
 def test_the_group_of_pictures_a_server_hands_out_at_connect_is_stale():
     """Each of its frames has a lower lag than the one before; that is what betrays them."""
     frames = judged(simulate(seconds=5, cached_s=2, read_fps=150))
     assert all(stale for _, age, stale in frames if age > 0.1)
-    assert not any(stale for arrival, _, stale in frames if arrival > 1.5)
+    assert not any(stale for arrival, _, stale in frames if arrival > 2.0)
 
 
 def test_after_our_process_was_stopped_the_backlog_is_stale_until_it_is_drained():
@@ -329,14 +329,14 @@ def test_a_day_of_clock_drift_makes_nothing_stale(ppm):
     assert not any(stale[5:])
 
 
-def test_a_pts_jump_forward_or_back_costs_less_than_a_second():
+def test_a_pts_jump_forward_or_back_costs_about_a_second():
     """A camera that sets its clock: refused until the new clock is known, then fresh again."""
     for jump in (1e4, 3.0, -3.0, -1e4):
         detector = BacklogDetector(MAX_AGE_S)
         stale = [detector.stale(1000 + n / FPS, n / FPS + (jump if n >= 100 else 0)) for n in range(200)]
         assert not any(stale[25:100])
         assert stale[100]
-        assert not any(stale[125:])
+        assert not any(stale[137:])
 
 
 def test_a_single_mad_pts_does_not_poison_the_floor():
@@ -366,16 +366,12 @@ def test_a_late_frame_is_stale_alone():
     assert not any(stale[25:100] + stale[101:])
 
 
-def test_strong_jitter_does_not_keep_a_stream_stale():
-    """Up to 300 ms, each frame held up by the one before: a frame without delay is a rare sight.
-
-    Now and then one undercuts the floor, and its followers wait half a second; no more than that.
-    """
+@pytest.mark.parametrize("jitter_s", [0.05, 0.15])
+def test_jitter_makes_nothing_stale(jitter_s):
+    """Each frame is held up by the one before, so one without delay is a rare sight; still no floor is lost."""
     for seed in range(20):
-        for jitter_s, share in ((0.15, 0.01), (0.3, 0.1)):
-            frames = judged(simulate(seconds=60, jitter_s=jitter_s, read_fps=1000, seed=seed))
-            late = [stale for arrival, _, stale in frames if arrival > 20]
-            assert sum(late) / len(late) < share
+        frames = judged(simulate(seconds=60, jitter_s=jitter_s, read_fps=1000, seed=seed))
+        assert not any(stale for arrival, _, stale in frames if arrival > 20)
 
 
 @pytest.mark.parametrize("fps", [0.5, 1.0, 25.0])
@@ -386,7 +382,7 @@ def test_a_stream_without_pts_is_refused_at_its_start_and_after_a_gap_only(fps):
     stale = [detector.stale(at, None) for at in times]
     assert stale[0]
     assert stale[100]
-    wait = 1 + int(0.5 * fps)
+    wait = 1 + int(0.6 * fps)
     assert not any(stale[wait + 1 : 100] + stale[101 + wait :])
 
 
@@ -394,8 +390,8 @@ def test_a_reconnect_forgets_the_clocks():
     gate, arrival, _ = settled_gate()
     gate.restart()
     admissions = [gate.admit(frame(arrival + 5 + n / 30, n / 30), arrival + 5 + n / 30) for n in range(40)]
-    assert set(admissions[:14]) == {"stale"}
-    assert set(admissions[20:]) == {"admitted"}
+    assert set(admissions[:17]) == {"stale"}
+    assert set(admissions[24:]) == {"admitted"}
 
 
 def test_the_wait_for_a_floor_never_exceeds_the_horizon():

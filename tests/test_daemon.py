@@ -15,6 +15,7 @@ from daemon_process import DaemonProcess, Subscriber
 from media import write_clip
 
 KINDS = list(COLOURS)
+COUNT = 600
 
 
 def kind_of(index, salt=0):
@@ -36,12 +37,12 @@ def colour_picture(size, salts, boxes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the colour bundle and a clip of 120 frames, one kind per frame."""
+    """A folder with the colour bundle and a clip of 600 frames, one kind per frame."""
     folder = tmp_path_factory.mktemp("daemon")
     colour_bundle(folder / "bundle")
     write_clip(
         folder / "clip.mp4",
-        120,
+        COUNT,
         size=(320, 240),
         picture=colour_picture((320, 240), [0], [(100, 60, 120, 120)]),
         barcode=False,
@@ -99,7 +100,7 @@ def unbalanced(text):
 
 
 def test_every_frame_of_a_recording_gets_the_right_verdict(folder):
-    """120 frames in, 120 verdicts out, each right, in order, without a gap; then a clean end by itself."""
+    """As many verdicts as frames, each right, in order, without a gap; then a clean end by itself."""
     config = write_config(folder, "file", [("line", "file:clip.mp4", "", PART)])
     # The file waits for nobody: subscribe through a bound port known before the start.
     with socket.socket() as probe:
@@ -108,11 +109,11 @@ def test_every_frame_of_a_recording_gets_the_right_verdict(folder):
     config.write_text(config.read_text().replace("tcp://127.0.0.1:*", f"tcp://127.0.0.1:{port}"))
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber, DaemonProcess(config) as daemon:
         subscriber.until(lambda m: m["topic"].startswith("heartbeat/") and m["state"] == "fault", 40)
-        assert daemon.stop() == 0
+        assert daemon.process.wait(10) == 0
     live = {m["frame"]["index"]: m for m in subscriber.verdicts if not m["replayed"]}
     # The subscription may take effect after the first frames; from the first one on nothing is missing.
-    assert sorted(live) == list(range(min(live), 120))
-    assert len(live) >= 60
+    assert sorted(live) == list(range(min(live), COUNT))
+    assert len(live) >= COUNT // 4
     assert [m["seq"] for m in live.values()] == [index + 1 for index in live]
     for index, message in live.items():
         assert message["verdict"] == VERDICTS[kind_of(index)], (index, message)
@@ -187,7 +188,7 @@ def test_sigterm_under_load_publishes_what_is_in_flight(folder):
             started = time.monotonic()
             daemon.process.send_signal(signal.SIGTERM)
             subscriber.until(lambda m: m["topic"] == "heartbeat/" and m["state"] == "fault")
-            assert daemon.stop() == 0
+            assert daemon.process.wait(10) == 0
             assert time.monotonic() - started < 5
     seqs = [m["seq"] for m in subscriber.verdicts if not m["replayed"]]
     assert seqs == list(range(seqs[0], seqs[-1] + 1))
@@ -202,7 +203,9 @@ def test_a_second_signal_ends_at_once(folder):
     config = write_config(folder, "twice", [("line", "conveyor:", "", {"part": (400, 200, 300, 300)})])
     with DaemonProcess(config) as daemon:
         daemon.started()
+        # A subscriber that does not read keeps the clean stop waiting for its messages.
         daemon.process.send_signal(signal.SIGINT)
+        daemon.wait_for_log("stopping")
         daemon.process.send_signal(signal.SIGINT)
         assert daemon.process.wait(5) in (0, -signal.SIGINT)
 
@@ -263,13 +266,14 @@ def test_torch_is_not_loaded_and_memory_stays_small(folder):
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_what_is_wrong_before_the_start_is_one_line_and_exit_2(folder, command, change, expected):
     """Nothing starts; stderr is one line that names what to change."""
-    if command == "check" and "engine" in expected + "openvino-int8" and expected in ("engine.device", "openvino-int8"):
-        pytest.skip("check without --probe does not look at the device")
     (folder / "text.mp4").write_text("this is no video\n" * 50)
     (folder / "zero.mp4").write_bytes(b"")
     config = write_config(folder, "wrong", [("line", "file:clip.mp4", "", PART)])
     config.write_text(change(config.read_text()))
-    result = run_cli(command, "-c", config)
+    arguments = [command, "-c", config]
+    if command == "check" and expected in ("engine.device", "openvino-int8"):
+        arguments.append("--probe")  # check alone does not look at the device
+    result = run_cli(*arguments)
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("{")]
     assert len(lines) == 1, result.stderr

@@ -16,6 +16,7 @@ from inspectd.frame import Frame
 from inspectd.model.bundle import Bundle, ClassSpec, Manifest
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
 from inspectd.observe.ledger import Ledger
+from inspectd.observe.logs import Counted
 from inspectd.pipeline import CropProducer, Judge, RoiLane
 from inspectd.verdict.decide import Decider
 
@@ -57,7 +58,13 @@ class Bench:
         self.arrived = threading.Condition()
         judge = Judge(bundle, Decider(manifest, DecisionConfig()), self.publish, NoMetrics())
         self.runner = EngineRunner(
-            "engine", self.engine, self.batcher, judge, on_batch=lambda n: None, on_failure=self.failures.append
+            "engine",
+            self.engine,
+            self.batcher,
+            judge,
+            on_batch=lambda n: None,
+            on_failure=self.failures.append,
+            trouble=Counted(),
         )
         lanes = [RoiLane(roi, bundle, self.batcher, Preprocessor(spec)) for roi in self.camera.rois]
         self.producer = CropProducer(self.camera, lanes, self.ledger, self.publish, NoMetrics())

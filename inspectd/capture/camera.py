@@ -42,7 +42,7 @@ from inspectd.verdict.schema import State
 log = structlog.get_logger(__name__)
 
 RETRY_FIRST_S: Final = 0.25
-RETRY_LIMIT_S: Final = 2.0
+RETRY_LIMIT_S: Final = 1.0
 """With a connection, a key frame and a settled clock on top, verdicts are back within 5 s of the camera."""
 AUTH_RETRY_S: Final = 30.0
 """Cameras lock an account after a few wrong passwords."""

@@ -11,15 +11,17 @@ frame without delay; what a frame has above the floor is its age. From this foll
 
 - Older than `max_age_s` above the floor is stale. Jitter only lifts single frames; a gap in the stream
   moves arrival and pts alike; a forward jump of pts lowers the lag, and the floor with it.
-- The camera's clock may run slow by `DRIFT` against ours: the floor rises by so much, counted in time
-  in which the stream itself went on, so that a standstill does not lift it.
+- All time here is time in which both clocks went on, frame by frame the shorter step: neither a
+  standstill of ours nor a jump of the camera's makes anything look proven for longer than it was.
+- The camera's clock may run slow by `DRIFT` against ours: the floor rises by so much.
 - A pts that goes back is a new clock: everything starts anew, as it does with a new connection.
 - **At a start the floor is not known.** A burst of old frames sets it too high with its first frame, and
   each later frame lowers it: all would look young. But in a burst the stream's time runs faster than
   ours, so the lag falls, and in a stream that keeps up it does not. So every frame counts as stale until
-  the floor is settled: not undercut for a while, and the least lags of two neighbouring windows agree
-  (else the frames still hover above it). A healthy stream pays half a second per connection. Least
-  values, not single frames, because jitter moves the frames and hardly the least.
+  the floor is settled: not undercut for a while, in which each window came down near it, and the least
+  lags of the last three windows agree (else the frames are still on their way down to it). A healthy
+  stream pays 0.6 s per connection, one that began with a burst 1.2 s. Least values, not single frames,
+  because jitter hardly moves them.
 - The same again when a settled floor is undercut: it was none, and what came before was older than
   believed. Each time the floor has to hold for longer, which stops a backlog that shrinks slowly from
   looking settled again and again.
@@ -29,7 +31,7 @@ between that always holds back two seconds), and a backlog that shrinks by less 
 (`TOLERANCE_S / HORIZON_S`) or grows by less than `DRIFT`. From here these look like a clock.
 
 A stream without pts has no second clock. After a start, or a gap longer than `max_age_s`, its frames
-count as stale for two windows, which is what a driver's few buffers need to run empty.
+count as stale for as long, which is what a driver's few buffers need to run empty.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ from typing import Final
 
 DRIFT: Final = 200e-6
 """Crystal oscillators keep 100 ppm; two of them, and a camera in a hot cabinet."""
-WINDOW_S: Final = 0.25
-HOLD_S: Final = 2 * WINDOW_S
-"""How long a floor must hold to be one, at first; up to `HORIZON_S` after it was undercut."""
+WINDOW_S: Final = 0.2
+HOLD_S: Final = 3 * WINDOW_S
+"""How long a floor must hold to be one; twice as long when one was undercut, up to `HORIZON_S`."""
 HORIZON_S: Final = 5.0
 TOLERANCE_S: Final = 0.020
 BACKWARD_S: Final = 0.1
@@ -54,10 +56,11 @@ class BacklogDetector:
     def __init__(self, max_age_s: float) -> None:
         self._max_age_s = max_age_s
         self.restart()
-        # Meaningful only once a pts was seen; all lags in seconds.
+        # Meaningful only once a pts was seen; all in seconds.
+        self._time = 0.0  # in which both clocks went on
         self._floor = 0.0
         self._settled = False
-        self._agreed = False  # two neighbouring windows had the same least lag
+        self._agreeing = 0  # how many whole windows in a row had the least lag of the one before
         self._anchor = self._anchored_at = 0.0  # what the lag must not undercut, and since when
         self._hold_s = HOLD_S
         self._window_from = self._window_least = 0.0
@@ -81,44 +84,47 @@ class BacklogDetector:
         else:
             lag = arrival - pts
             if self._pts is None or pts < self._pts - BACKWARD_S:
-                self._start_clock(arrival, lag)
+                self._start_clock(lag)
             else:
-                self._follow_clock(arrival, lag, went_on=min(arrival - self._arrival, pts - self._pts))
+                self._follow_clock(lag, went_on=max(0.0, min(arrival - self._arrival, pts - self._pts)))
             self._pts = pts
             self._stale = not self._settled or lag - self._floor > self._max_age_s
         self._gap = arrival - self._arrival
         self._arrival = arrival
         return self._stale
 
-    def _start_clock(self, arrival: float, lag: float) -> None:
+    def _start_clock(self, lag: float) -> None:
         self._floor = lag
         self._hold_s = HOLD_S
-        self._unsettle(arrival)
-        self._window_from, self._window_least = arrival, lag
+        self._unsettle()
+        self._window_from, self._window_least = self._time, lag
 
-    def _follow_clock(self, arrival: float, lag: float, went_on: float) -> None:
-        if arrival - self._window_from >= WINDOW_S:
+    def _follow_clock(self, lag: float, went_on: float) -> None:
+        self._time += went_on
+        if self._time - self._window_from >= WINDOW_S:
             least, before = self._window_least, self._least_before
-            self._agreed = self._agreed or (before is not None and abs(least - before) <= TOLERANCE_S)
+            agree = before is not None and abs(least - before) <= TOLERANCE_S
+            self._agreeing = self._agreeing + 1 if agree else 0
+            if not self._settled and least - self._floor > self._max_age_s / 2:
+                self._anchored_at = self._time  # up here nothing proves the floor
             self._least_before = least
-            self._window_from, self._window_least = arrival, lag
+            self._window_from, self._window_least = self._time, lag
         self._window_least = min(self._window_least, lag)
-        self._floor = min(self._floor + DRIFT * max(0.0, went_on), lag)
+        self._floor = min(self._floor + DRIFT * went_on, lag)
         if lag < self._anchor - TOLERANCE_S:
-            if self._settled:
-                self._hold_s = min(self._hold_s * 2, HORIZON_S)
-            self._unsettle(arrival)
-        elif self._agreed and arrival - self._anchored_at >= self._hold_s:
+            self._hold_s = min(self._hold_s * 2, HORIZON_S) if self._settled else max(self._hold_s, 2 * HOLD_S)
+            self._unsettle()
+        elif self._agreeing >= 2 and self._time - self._anchored_at >= self._hold_s:
             self._settled = True
-        if arrival - self._anchored_at >= HORIZON_S:
-            self._anchor, self._anchored_at = self._floor, arrival
+        if self._time - self._anchored_at >= HORIZON_S:
+            self._anchor, self._anchored_at = self._floor, self._time
             self._hold_s = max(self._hold_s / 2, HOLD_S)
 
-    def _unsettle(self, arrival: float) -> None:
+    def _unsettle(self) -> None:
         self._settled = False
-        self._agreed = False
+        self._agreeing = 0
         self._least_before = None
-        self._anchor, self._anchored_at = self._floor, arrival
+        self._anchor, self._anchored_at = self._floor, self._time
 
     def _stale_without_pts(self, arrival: float) -> bool:
         gap = arrival - self._arrival

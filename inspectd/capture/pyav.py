@@ -1,4 +1,4 @@
-"""From coded packets to frames: what RTSP, file and USB share. Planes are never copied, damage never hidden.
+"""From coded packets to frames: what RTSP, file and USB share. Damage is never hidden.
 
 A picture is marked corrupt when its own data was damaged or when, in decoding order, damage lies between
 it and the last point from which decoding is known to be clean. Damage is: what the transport or FFmpeg
@@ -13,48 +13,25 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
-import av
 import numpy as np
-import structlog
 from av.codec.context import Flags
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.stream import VideoStream
 
 from inspectd.capture.h264 import Continuity
+from inspectd.capture.picture import PictureReader
 from inspectd.errors import CaptureError
-from inspectd.frame import U8, Clock, ColorMatrix, Frame, PixelFormat
+from inspectd.frame import Clock, Frame
 
-log = structlog.get_logger(__name__)
+VideoPacket: TypeAlias = "Packet[VideoStream]"  # PyAV's class takes no parameters at run time
 
 MAX_BAD_PACKETS: Final = 100
 """So many packets in a row without one picture (4 s at 25 fps) are no video."""
-
-_DIRECT: Final[dict[str, PixelFormat]] = {
-    "yuv420p": "yuv420p",
-    "yuvj420p": "yuv420p",
-    "nv12": "nv12",
-    "yuv422p": "yuv422p",
-    "yuvj422p": "yuv422p",
-    "yuyv422": "yuyv422",
-    "gray": "gray",
-    "bgr24": "bgr24",
-    "rgb24": "rgb24",
-}
-"""FFmpeg's names for the layouts that are taken as they are; all else is converted once, by libswscale."""
-
-_MATRICES: Final[dict[int, ColorMatrix | None]] = {
-    1: "bt709",
-    2: None,  # not tagged
-    4: "bt601",  # FCC, BT.470BG and SMPTE 170M differ from BT.601 by less than a step of 255
-    5: "bt601",
-    6: "bt601",
-    7: "bt709",  # SMPTE 240M, within 1 % of BT.709
-}
-"""AVColorSpace (ITU-T H.273, table 4); what is absent (BT.2020, YCgCo) goes through libswscale to RGB."""
 
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
 
@@ -78,17 +55,16 @@ class PacketDecoder:
     frame threads, which also add one frame of delay each; slice threads change nothing, for cameras send
     one slice. `low_delay` is not set: it saves nothing without B-frames and misorders them where there are.
 
-    `context` is not opened yet. `converted` counts frames that needed libswscale.
+    `context` is not opened yet; `source` names it in messages and logs and holds no secret.
     """
 
-    def __init__(self, context: VideoCodecContext, camera: str) -> None:
-        self.converted = 0
+    def __init__(self, context: VideoCodecContext, source: str) -> None:
         self._context = context
-        self._camera = camera
+        self._source = source
         self._codec = context.name
         self._intra_only = context.codec.intra_only
         self._continuity = Continuity(context.extradata) if self._codec == "h264" else None
-        self._reformatter = VideoReformatter()
+        self._reader = PictureReader(source)
         context.thread_count = 1
         context.copy_opaque = True
         context.flags |= Flags.output_corrupt  # else FFmpeg hides what precedes the first key frame
@@ -105,7 +81,7 @@ class PacketDecoder:
         self._pending: dict[int, Stamp] = {}  # sent, and not come out yet
         self._held: list[tuple[VideoFrame | None, Stamp, bool]] = []  # came out, but see _release
 
-    def decode(self, packet: av.Packet, stamp: Stamp) -> list[Frame]:
+    def decode(self, packet: VideoPacket, stamp: Stamp) -> list[Frame]:
         """Decode one packet (a coded picture); frames in display order, none, one or several.
 
         Raises:
@@ -138,7 +114,7 @@ class PacketDecoder:
 
     # -- damage, in decoding order ----------------------------------------------------------------------
 
-    def _judge(self, packet: av.Packet, stamp: Stamp) -> None:
+    def _judge(self, packet: VideoPacket, stamp: Stamp) -> None:
         """Note what the packet itself tells of damage and of clean points."""
         sequence = stamp.sequence
         lost, clean = False, packet.is_keyframe or self._intra_only
@@ -160,7 +136,9 @@ class PacketDecoder:
         del self._pending[stamp.sequence]
         self._bad += 1
         if self._bad >= MAX_BAD_PACKETS:
-            raise CaptureError("decode", f"{self._bad} packets in a row could not be decoded as {self._codec}")
+            raise CaptureError(
+                "decode", f"{self._source}: {self._bad} packets in a row could not be decoded as {self._codec}"
+            )
         if self._size is not None:
             self._held.append((None, stamp, True))
 
@@ -209,100 +187,20 @@ class PacketDecoder:
     def _frame(self, picture: VideoFrame | None, stamp: Stamp, bad: bool, decode_s: float) -> Frame:
         if picture is None:
             assert self._size is not None
-            frame = _placeholder(*self._size, stamp)
+            frame = placeholder(*self._size, stamp)
         else:
-            frame = self._from_picture(picture, stamp)
+            frame = self._reader.read(picture)
+            frame.arrival, frame.captured_at = stamp.arrival, stamp.captured_at
+            frame.clock, frame.pts = stamp.clock, stamp.pts
             self._size = frame.width, frame.height
         frame.decode_s = decode_s
         frame.corrupt = bad or self._is_damaged(stamp)
         return frame
 
-    def _from_picture(self, picture: VideoFrame, stamp: Stamp) -> Frame:
-        full_range = _is_full_range(picture)
-        name = picture.format.name
-        odd = name == "yuyv422" and picture.width % 2 == 1
-        if name not in _DIRECT or odd or (picture.colorspace not in _MATRICES and _has_chroma_matrix(name)):
-            picture = self._convert(picture, full_range=full_range)
-            full_range = full_range or picture.format.name == "rgb24"
-        matrix = _MATRICES.get(picture.colorspace) or ("bt709" if picture.height >= 720 else "bt601")
-        format_ = _DIRECT[picture.format.name]
-        return Frame(
-            format=format_,
-            width=picture.width,
-            height=picture.height,
-            planes=_planes(picture, format_),
-            matrix=matrix,
-            full_range=full_range or format_ in ("bgr24", "rgb24"),
-            arrival=stamp.arrival,
-            captured_at=stamp.captured_at,
-            clock=stamp.clock,
-            pts=stamp.pts,
-            owner=picture,
-        )
 
-    def _convert(self, picture: VideoFrame, *, full_range: bool) -> VideoFrame:
-        """Into yuv420p with the same matrix and range, or RGB where it is RGB or the matrix is not ours."""
-        rgb = picture.format.is_rgb or picture.format.has_palette or picture.colorspace not in _MATRICES
-        wanted = "rgb24" if rgb else "yuv420p"
-        if self.converted == 0:
-            log.warning("pixel_format_converted", camera=self._camera, format=picture.format.name, to=wanted)
-        self.converted += 1
-        range_ = ColorRange.JPEG if full_range else ColorRange.MPEG
-        return self._reformatter.reformat(
-            picture,
-            format=wanted,
-            src_color_range=range_,
-            dst_color_range=ColorRange.JPEG if rgb else range_,
-            threads=1,
-        )
-
-
-def pts_seconds(packet: av.Packet, time_base: Fraction | None) -> float | None:
+def pts_seconds(packet: VideoPacket, time_base: Fraction | None) -> float | None:
     """The packet's presentation time in seconds, None where the stream has none."""
     return None if packet.pts is None or not time_base else float(packet.pts * time_base)
-
-
-def _planes(picture: VideoFrame, format_: PixelFormat) -> tuple[U8, ...]:
-    """Views of the decoder's memory, each of which keeps it alive."""
-    width, height = picture.width, picture.height
-    half_width, half_height = -(-width // 2), -(-height // 2)
-    match format_:
-        case "yuv420p":
-            chroma = (half_height, half_width)
-            return _view(picture, 0, height, width), _view(picture, 1, *chroma), _view(picture, 2, *chroma)
-        case "yuv422p":
-            chroma = (height, half_width)
-            return _view(picture, 0, height, width), _view(picture, 1, *chroma), _view(picture, 2, *chroma)
-        case "nv12":
-            interleaved = _view(picture, 1, half_height, 2 * half_width)
-            return _view(picture, 0, height, width), interleaved.reshape(half_height, half_width, 2)
-        case "yuyv422":
-            return (_view(picture, 0, height, 2 * width).reshape(height, width // 2, 4),)
-        case "gray":
-            return (_view(picture, 0, height, width),)
-        case "bgr24" | "rgb24":
-            return (_view(picture, 0, height, 3 * width).reshape(height, width, 3),)
-
-
-def _view(picture: VideoFrame, index: int, rows: int, row_bytes: int) -> U8:
-    """uint8 [rows, row_bytes] of one plane; a negative line size (bottom row first) is turned over."""
-    plane = picture.planes[index]
-    lines = np.frombuffer(plane, np.uint8).reshape(-1, abs(plane.line_size))
-    if plane.line_size < 0:
-        lines = lines[::-1]
-    return lines[:rows, :row_bytes]
-
-
-def _is_full_range(picture: VideoFrame) -> bool:
-    """The tag decides; without one, `yuvj*` and gray are full range (as in libswscale), all else limited."""
-    name = picture.format.name
-    if picture.color_range == ColorRange.UNSPECIFIED:
-        return name.startswith(("yuvj", "gray")) or picture.format.is_rgb
-    return bool(picture.color_range == ColorRange.JPEG)
-
-
-def _has_chroma_matrix(name: str) -> bool:
-    return name not in ("gray", "bgr24", "rgb24")
 
 
 def _is_cut_off(jpeg: bytes) -> bool:
@@ -310,7 +208,7 @@ def _is_cut_off(jpeg: bytes) -> bool:
     return jpeg.rfind(_EOI) <= jpeg.rfind(_SOS)
 
 
-def _placeholder(width: int, height: int, stamp: Stamp) -> Frame:
+def placeholder(width: int, height: int, stamp: Stamp) -> Frame:
     """Stands for a picture that could not be decoded: gray without memory of its own, always corrupt."""
     return Frame(
         format="gray",

@@ -58,7 +58,7 @@ class OpenVinoEngine(Engine):
     def __init__(self, bundle: Bundle, config: EngineConfig, why: str) -> None:
         self._ov = import_openvino()
         core = self._ov.Core()
-        # A mapped model.bin that is overwritten in place would change weights that are running.
+        # A mapped model.bin that is overwritten in place could change weights that are running.
         core.set_property({"ENABLE_MMAP": False})
         precision = choose_precision(config, bundle, *_processor(core))
         model = _read_model(self._ov, core, bundle.copy_path(precision.copy), bundle.manifest)
@@ -76,7 +76,8 @@ class OpenVinoEngine(Engine):
         except RuntimeError as err:
             raise BundleError(f"{bundle.copy_path(precision.copy)}: OpenVINO refuses it: {_first_line(err)}") from err
         self.info = EngineInfo("openvino", "cpu", precision.name, f"{why}; {precision.why}; {streams} at a time")
-        self.max_batch_size = config.max_batch_size
+        # Two for each stream keep it busy; more would only make the first wait for the last.
+        self.max_batch_size = min(config.max_batch_size, 2 * streams)
         self._shape = (bundle.manifest.preprocess.height, bundle.manifest.preprocess.width, 3)
         self._classes = len(bundle.manifest.classes)
         self._streams = streams

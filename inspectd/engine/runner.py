@@ -11,6 +11,7 @@ from typing import Protocol
 from inspectd.engine.base import Engine, Logits
 from inspectd.engine.batcher import Batcher, Crop
 from inspectd.errors import EngineError, FatalEngineError
+from inspectd.observe.logs import Counted
 from inspectd.workers import Worker
 
 
@@ -38,11 +39,14 @@ class EngineRunner:
         sink: ScoreSink,
         on_batch: Callable[[int], None],
         on_failure: Callable[[BaseException], None],
+        trouble: Counted,
     ) -> None:
         self._engine = engine
         self._batcher = batcher
         self._sink = sink
         self._on_batch = on_batch
+        self._trouble = trouble
+        self._name = name
         self._worker = Worker(name, self._run, on_failure)
         self._pending: deque[tuple[list[Crop], float]] = deque()  # batches in flight with their submission times
         # Written by the engine thread, read by the supervisor; a float or None is swapped whole.
@@ -109,8 +113,8 @@ class EngineRunner:
             logits = self._engine.collect()
         except FatalEngineError:
             raise
-        except EngineError:
-            logits = None
+        except EngineError as err:
+            self._trouble.count("batch_failed", engine=self._name, error=str(err))
         self._pending.popleft()
         now = time.monotonic()
         self._busy_since = self._pending[0][1] if self._pending else None

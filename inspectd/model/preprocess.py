@@ -40,13 +40,17 @@ _LUMA: dict[ColorMatrix, tuple[float, float]] = {"bt601": (0.299, 0.114), "bt709
 
 
 def _yuv_to_rgb(matrix: ColorMatrix, full_range: bool) -> npt.NDArray[np.float32]:
-    """[3, 4]: RGB = M @ (Y, U, V, 1), all in 0..255; limited range is Y 16..235 and U, V 16..240."""
+    """[3, 4]: RGB = M @ (Y, U, V, 1), all in 0..255; limited range is Y 16..235 and U, V 16..240.
+
+    For limited range libswscale's tables come out 1 to 2 levels darker than the standard's formula,
+    on all channels alike; three quarters of a level are followed here, so that both stay near.
+    """
     red, blue = _LUMA[matrix]
     green = 1 - red - blue
-    luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
+    luma, chroma, black, darker = (1.0, 1.0, 0.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0, 0.75)
     from_u = np.array([0, -2 * blue * (1 - blue) / green, 2 * (1 - blue)]) * chroma
     from_v = np.array([2 * (1 - red), -2 * red * (1 - red) / green, 0]) * chroma
-    offset = -luma * black - 128 * (from_u + from_v)
+    offset = -luma * black - 128 * (from_u + from_v) - darker
     return np.stack([np.full(3, luma), from_u, from_v, offset], axis=1).astype(np.float32)
 
 
@@ -122,8 +126,13 @@ class Preprocessor:
                 resampler.columns(resampler.channel(quads, 3), box.x, box.width, 2, self._v)
 
     def _resize(self, crop: U8, box: Box, out: U8, shared_x: int = 1, shared_y: int = 1) -> None:
-        tall = self._resampler.rows(crop, box.y, box.height, shared_y)
-        self._resampler.columns(tall, box.x, box.width, shared_x, out)
+        """Resize the box from the crop that covers it, each of whose samples stands for `shared_*` pixels."""
+        aligned = (crop.shape[1] * shared_x, crop.shape[0] * shared_y) == (box.width, box.height)
+        if aligned and crop.shape[0] >= out.shape[0] and crop.shape[1] >= out.shape[1]:
+            self._resampler.resize(crop, out)  # repeating samples before the average would change nothing
+        else:
+            tall = self._resampler.rows(crop, box.y, box.height, shared_y)
+            self._resampler.columns(tall, box.x, box.width, shared_x, out)
 
 
 def preprocess_picture(rgb: U8, spec: PreprocessSpec) -> U8:

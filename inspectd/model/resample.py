@@ -29,6 +29,15 @@ class Resampler:
         self._width, self._height = width, height
         self._scratch: dict[str, npt.NDArray[Any]] = {}
 
+    def resize(self, source: U8, out: U8) -> None:
+        """Resize all of [h, w(, n)] into `out`, uint8 [height, width(, n)]."""
+        halvings = _halvings(source, out)
+        if halvings is None:
+            h, w = source.shape[:2]
+            self.columns(self.rows(source, 0, h, 1), 0, w, 1, out)
+        else:
+            self._halve(source, halvings, out)
+
     def rows(self, source: U8, offset: int, size: int, shared: int) -> U8:
         """Resize [h, w] or [h, w, n] vertically: [height, w(, n)], scratch memory.
 
@@ -57,6 +66,15 @@ class Resampler:
         plane = self._buffer("channel", np.uint8, *interleaved.shape[:2])
         cv2.extractChannel(interleaved, channel, plane)
         return plane
+
+    def _halve(self, source: U8, halvings: int, out: U8) -> None:
+        """The same average where the ratio is a power of two: OpenCV averages 2 x 2 pixels in no time."""
+        height, width, *channels = out.shape
+        for left in range(halvings - 1, 0, -1):
+            half = self._buffer(f"half{left}", np.uint8, height << left, width << left, *channels)
+            cv2.resize(source, (width << left, height << left), dst=half, interpolation=cv2.INTER_AREA)
+            source = half
+        cv2.resize(source, (width, height), dst=out, interpolation=cv2.INTER_AREA)
 
     def _weigh(self, lines: U8, taps: _Taps, out: U8) -> None:
         """out[j] = rounded sum over k of weight[k, j] * lines[index[k, j]]; lines [n, m], out [target, m]."""
@@ -87,6 +105,12 @@ class _Taps:
     index: npt.NDArray[np.intp]  # [taps, target]
     weight: _Unsigned  # [taps, target, 1]; over the taps they sum to 1 << bits
     bits: int
+
+
+def _halvings(source: U8, out: U8) -> int | None:
+    """How often to halve both axes to get there exactly; None where that does not."""
+    halvings = max(0, (source.shape[0] // out.shape[0]).bit_length() - 1)
+    return halvings if source.shape[:2] == (out.shape[0] << halvings, out.shape[1] << halvings) else None
 
 
 @lru_cache(maxsize=256)
@@ -124,4 +148,5 @@ def _rounded(weights: npt.NDArray[np.float64], total: int) -> npt.NDArray[np.int
     """Whole numbers near `weights` [taps, target] that sum to `total` in each column: largest remainders."""
     floor = np.floor(weights).astype(np.intp)
     rank = np.argsort(np.argsort(floor - weights, axis=0, kind="stable"), axis=0)
-    return floor + (rank < total - floor.sum(axis=0))
+    rounded: npt.NDArray[np.intp] = floor + (rank < total - floor.sum(axis=0))
+    return rounded

@@ -66,11 +66,12 @@ class Light:
 
     def field(self, width: int, height: int, side: int) -> U8:
         """Share of the light that reaches each pixel, uint8 [height, width], 255 is all of it."""
-        x = (np.arange(width, dtype=np.float32) - width / 2)[None, :] / side
-        y = (np.arange(height, dtype=np.float32) - height / 2)[:, None] / side
+        columns, rows = -(-width // 8), -(-height // 8)  # light has no fine structure: drawn small and enlarged
+        x = (np.arange(columns, dtype=np.float32) - (columns - 1) / 2)[None, :] * (width / columns / side)
+        y = (np.arange(rows, dtype=np.float32) - (rows - 1) / 2)[:, None] * (height / rows / side)
         across = x * math.cos(self.azimuth) + y * math.sin(self.azimuth)
         gain = (1 - self.slope * (0.5 - across)) * (1 - self.falloff * (x * x + y * y))
-        return _u8(np.clip(gain, 0.2, 1) * 255)
+        return _u8(cv2.resize(np.clip(gain, 0.2, 1) * 255, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +117,14 @@ def make_patch(kind: str, rng: np.random.Generator, light: Light, side: int, rad
     grey = albedo * (1 + light.relief * slope) + light.gloss * shape.face * fan
     if kind == "scratch":
         _scratch(shape, rng, grey)
-    tint = np.array([1.0, 1.0, 1.0]) + rng.uniform(-0.025, 0.025, 3)
-    colour = np.clip(grey, 0, 255)[..., None] * tint.astype(np.float32)
-    if kind == "stain":
-        _stain(shape, rng, colour)
-    layers = np.empty((*grey.shape, 4), np.uint8)
-    np.minimum(colour, 255, out=colour)
-    layers[..., :3] = colour * cover[..., None]
-    layers[..., 3] = cover * 255
+    cast = 1 + rng.uniform(-0.025, 0.025, 3)
+    film, tone = _stain(shape, rng) if kind == "stain" else (None, (0.0, 0.0, 0.0))
+    grey = np.maximum(grey, 0) * cover
+    channels = []
+    for gain, taken in zip(cast, tone, strict=True):
+        lit = grey if film is None else grey * (1 - taken * film)
+        channels.append(cv2.convertScaleAbs(lit, alpha=gain))
+    layers = _u8(cv2.merge([*channels, cv2.convertScaleAbs(cover, alpha=255)]))
     return _turned(layers, shape, light, turn, radius, side)
 
 
@@ -360,17 +361,16 @@ def _scratch(shape: _Geometry, rng: np.random.Generator, grey: F32) -> None:
 _STAINS = ((0.62, 0.45, 0.28), (0.50, 0.36, 0.30), (0.36, 0.36, 0.38), (0.60, 0.68, 0.98))  # oil, rust, soot, heat
 
 
-def _stain(shape: _Geometry, rng: np.random.Generator, colour: F32) -> None:
-    """A ragged film with a darker edge, in one of a few colours, in place on float32 RGB."""
+def _stain(shape: _Geometry, rng: np.random.Generator) -> tuple[F32, tuple[float, ...]]:
+    """A ragged film with a darker edge: its opacity, and what it takes from red, green and blue."""
     x, y = _spot(rng, -0.02)
     size = rng.uniform(0.14, 0.34)
     coarse = rng.standard_normal((12, 12)).astype(np.float32)
     ragged = cv2.resize(coarse, shape.x.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    inside = 1 - np.hypot(shape.x - np.float32(x), shape.y - np.float32(y)) / size + 0.25 * ragged
-    film = np.clip(inside * 5, 0, 1) * (1 + 0.35 * np.exp(-((inside * 5 - 1) ** 2))) / 1.35
-    opacity = rng.uniform(0.5, 1.0) * film * shape.face
-    tone = np.array(_STAINS[rng.integers(len(_STAINS))], np.float32)
-    colour *= 1 - opacity[..., None] * (1 - tone)
+    inside = 5 - np.hypot(shape.x - np.float32(x), shape.y - np.float32(y)) * np.float32(5 / size) + 1.25 * ragged
+    film = np.clip(inside, 0, 1) * (1 + 0.35 * np.exp(-np.square(inside - 1))) / 1.35
+    tone = _STAINS[rng.integers(len(_STAINS))]
+    return rng.uniform(0.5, 1.0) * film * shape.face, tuple(1 - share for share in tone)
 
 
 def _turned(layers: U8, shape: _Geometry, light: Light, turn: float, radius: float, side: int) -> Patch:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
-from typing import Protocol
+from typing import Literal, Protocol
 
 from inspectd.config import PublishConfig
 from inspectd.errors import InspectdError
@@ -51,7 +51,7 @@ Observe = Callable[[float], None]
 class PublisherMetrics(Protocol):
     """The part of the metrics that the publisher fills. Seconds."""
 
-    def stage(self, name: str) -> Observe: ...
+    def stage(self, name: Literal["publish"]) -> Observe: ...
     def capture_to_verdict(self, camera: str) -> Observe: ...
     def set_subscribers(self, n: int) -> None: ...
 

@@ -64,7 +64,7 @@ class Subscriber:
             self._socket.connect(endpoint)
         except zmq.ZMQError as err:
             self.close()
-            raise UsageError(f"{endpoint}: cannot be connected to: {zmq.strerror(err.errno or 0)}") from err
+            raise UsageError(f"{endpoint!r}: cannot be connected to: {zmq.strerror(err.errno or 0)}") from err
 
     def receive(self, timeout_s: float) -> Received | None:
         """The next message, or None when none came within `timeout_s`.
@@ -283,11 +283,11 @@ def _needs_ipv6(endpoint: str) -> bool:
         return False
     match = re.fullmatch(r"tcp://(\[[^\]]+\]|[^:/\[\]]+):(\d{1,5})", endpoint)
     if match is None or not 0 < int(match[2]) <= 65535:
-        raise UsageError(f"{endpoint}: expected an endpoint like tcp://127.0.0.1:5556 or ipc://PATH")
+        raise UsageError(f"{endpoint!r}: expected an endpoint like tcp://127.0.0.1:5556 or ipc://PATH")
     try:
         found = socket.getaddrinfo(match[1].strip("[]"), int(match[2]))
     except (OSError, UnicodeError):
-        raise UsageError(f"{endpoint}: host {match[1]} has no address") from None
+        raise UsageError(f"{endpoint!r}: host {match[1]} has no address") from None
     return all(family == socket.AF_INET6 for family, *_ in found)
 
 
