@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,6 +124,67 @@ def _report(finding: Any) -> int:
     return int(finding.exit_code)
 
 
+@app.command()
+def synth(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the pictures go; new or one of ours.")],
+    per_class: Annotated[int, typer.Option(min=1, max=100_000, help="Pictures of each kind.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pictures.")] = 0,
+    size: Annotated[int, typer.Option(min=64, max=2048, help="Width and height in pixels.")] = 400,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write beside what is there.")] = False,
+) -> None:
+    """Write a labelled folder of generated parts: good, scratch, dent, stain, empty."""
+    from inspectd.model.synth import KINDS, write_dataset
+
+    with _progress_bar() as bar:
+        write_dataset(directory, per_class, seed, (size, size), bar("pictures"), overwrite=overwrite)
+    print(f"{directory}: {per_class} pictures each of {', '.join(KINDS)}")
+
+
+@app.command()
+def tail(
+    endpoint: Annotated[str, typer.Argument(help="The daemon's publish.bind.")] = "tcp://127.0.0.1:5556",
+    topic: Annotated[list[str] | None, typer.Option("--topic", help="Only topics that begin so; repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The messages as JSON lines.")] = False,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
+) -> None:
+    """Print the verdict stream; says so when heartbeats stop or messages were lost."""
+    from inspectd.verdict.tail import run_tail
+
+    sys.exit(run_tail(endpoint, topics=topic or (), as_json=as_json, count=count))
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to measure; random weights without one.")] = None,
+    frames: Annotated[int, typer.Option(min=16, help="Frames of each measurement.")] = 600,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each, in turns; the median counts.")] = 3,
+    live_frames: Annotated[int, typer.Option(min=0, help="Frames of the live latency measurement; 0 skips it.")] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Measure this machine: decode, crop, engine, end to end, against a plain loop and a hand-written one."""
+    from rich.console import Console
+
+    from inspectd.bench import BenchOptions, run_bench
+
+    options = BenchOptions(bundle=bundle, frames=frames, repeats=repeats, live_frames=live_frames)
+    result = run_bench(options, Console(stderr=as_json))
+    if as_json:
+        print(result.model_dump_json(indent=2))
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(min=1, help="Stop after so long; Ctrl-C otherwise.")] = None,
+    directory: Annotated[Path, typer.Option("--dir", help="Where pictures, bundle and logs are kept.")] = Path("demo"),
+) -> None:
+    """Generated parts: trains a small bundle, runs the daemon on a conveyor, shows verdicts beside the truth."""
+    from rich.console import Console
+
+    from inspectd.demo import run_demo
+
+    sys.exit(run_demo(directory, seconds, Console()))
+
+
 class SchemaName(StrEnum):
     verdict = "verdict"
     config = "config"
@@ -140,5 +203,17 @@ def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")]) ->
         print(json.dumps(Settings.model_json_schema(), indent=2))
 
 
-if __name__ == "__main__":
-    main()
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Progress bars on stderr: `bar(name)` gives a function of (done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def bar(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield bar

@@ -225,9 +225,15 @@ class Daemon:
             log.info("stopping", why="signal" if signalled else "asked to")
             return True
         if all(camera.finished for camera in self.cameras) and not self.ledger.in_flight:
+            self._refuse_broken_recordings()
             log.info("stopping", why="every recording was played to its end")
             return True
         return False
+
+    def _refuse_broken_recordings(self) -> None:
+        for camera in self.cameras:
+            if camera.reason != "finished":
+                raise InspectdError(f"camera {camera.name}: the recording broke off: {camera.reason}; the log says where")
 
     def _update_state(self) -> None:
         ready, detail = self.readiness()

@@ -139,7 +139,13 @@ def _encoder_options(codec: str, gop: int, bframes: int) -> dict[str, str]:
 
 
 def _pictures(
-    count: int, size: tuple[int, int], pix_fmt: str, picture: Picture | None, barcode: bool, matrix: str | None, full: bool
+    count: int,
+    size: tuple[int, int],
+    pix_fmt: str,
+    picture: Picture | None,
+    barcode: bool,
+    matrix: str | None,
+    full: bool,
 ) -> Iterator[av.VideoFrame]:
     draw = picture or moving_pattern(*size)
     for index in range(count):
@@ -166,14 +172,15 @@ def access_units(path: Path) -> list[dict[str, Any]]:
         name = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}.get(stream.codec_context.name)
         to_annex_b = av.bitstream.BitStreamFilterContext(name, stream) if name else None
         for packet in container.demux(stream):
-            for unit in to_annex_b.filter(packet if packet.size else None) if to_annex_b else [packet]:
-                if unit.size:
-                    units.append(
-                        {
-                            "pts": float(unit.pts * stream.time_base),
-                            "dts": float(unit.dts * stream.time_base),
-                            "key": unit.is_keyframe,
-                            "data": bytes(unit),
-                        }
-                    )
+            converted = to_annex_b.filter(packet if packet.size else None) if to_annex_b else [packet]
+            units += [
+                {
+                    "pts": float(unit.pts * stream.time_base),
+                    "dts": float(unit.dts * stream.time_base),
+                    "key": unit.is_keyframe,
+                    "data": bytes(unit),
+                }
+                for unit in converted
+                if unit.size
+            ]
     return units

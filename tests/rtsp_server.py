@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 _UNIT = struct.Struct("<ddBI")  # pts, dts, key, length of the data that follows
 _PAYLOADERS = {
@@ -84,17 +84,17 @@ class RtspServer:
         assert self._process is not None, "not started"
         return self._process.pid
 
-    def __enter__(self) -> RtspServer:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def start(self, timeout_s: float = 30) -> RtspServer:
+    def start(self, timeout_s: float = 30) -> Self:
         """Start the process and wait until it listens."""
         assert self._process is None, "already started"
-        import av  # only in the tests' Python
-
+        # Only in the tests' Python.
+        import av
         from media import access_units
 
         with av.open(str(self.clip)) as container:
@@ -151,9 +151,7 @@ class RtspServer:
 # From here on: the server process, under the system's Python.
 
 
-def serve(
-    unit_file: Path, codec: str, port: int, *, digest: bool, shared: bool, loss: float, auth: str | None
-) -> None:
+def serve(unit_file: Path, codec: str, port: int, *, digest: bool, shared: bool, loss: float, auth: str | None) -> None:
     import gi
 
     gi.require_version("Gst", "1.0")
@@ -206,10 +204,9 @@ def serve(
         media.connect("unprepared", lambda _media: stop.set())
 
     factory = GstRtspServer.RTSPMediaFactory()
-    lose = f"identity drop-probability={loss} silent=true"
-    factory.set_launch(
-        f"( appsrc name=source is-live=true format=time caps={caps} ! {payloader} pt=96 ! {lose} name=pay0 )"
-    )
+    # The server takes RTP from whatever element is called pay0.
+    output = f"pt=96 ! identity drop-probability={loss} name=pay0" if loss else "pt=96 name=pay0"
+    factory.set_launch(f"( appsrc name=source is-live=true format=time caps={caps} ! {payloader} {output} )")
     factory.set_shared(shared)
     factory.connect("media-configure", configure)
     server = GstRtspServer.RTSPServer()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from media import write_clip
 from structlog.testing import capture_logs
 
 from inspectd.capture import camera as camera_module
@@ -362,6 +363,24 @@ class TestRetry:
             r.show(r.source(1), width=64, planes=(np.zeros((32, 64), np.uint8),))
             assert r.sink.kinds == ["inspect", "resized"]
 
+    def test_a_reconnect_starts_the_clocks_of_the_gate_anew(self):
+        """Even if the stream's times seem to go on: nothing is known of what the new connection has queued."""
+        with rig("rtsp://camera/1") as r:
+            for _ in range(40):
+                r.show(r.source(0), pts=r.clock.now - 7)
+                r.pass_time(0.04, step=0.04)
+            assert r.camera.state == "ready"
+            r.source(0).steps.put(CaptureError("ended", "gone"))
+            r.thread_gone()
+            r.pass_time(1.0)
+            r.show(r.source(1), pts=r.clock.now - 7)
+            assert r.sink.kinds[-1] == "stale"
+            for _ in range(40):
+                r.pass_time(0.04, step=0.04)
+                r.show(r.source(1), pts=r.clock.now - 7)
+            assert r.sink.kinds[-1] == "inspect"
+            assert r.statuses == ["starting", "ready", "fault ended", "ready"]
+
 
 class TestFinished:
     def test_a_recording_played_to_its_end_is_finished_and_not_repeated(self):
@@ -472,6 +491,18 @@ class TestSilence:
             assert r.sink.kinds == ["inspect"]
             assert r.statuses == ["starting", "ready", "fault stall"]
 
+    def test_a_thread_retired_between_its_last_look_and_its_delivery_delivers_nothing(self):
+        """The race itself: it saw no stop, then it was retired, then it comes with its frame."""
+        with rig() as r:
+            r.show(r.source(0))
+            old = r.camera._generation
+            r.pass_time(STALL_S + 0.5)
+            assert old.retired
+            assert not r.camera.deliver(old, r.frame())
+            assert not r.camera.opened(old)
+            assert r.sink.kinds == ["inspect"]
+            assert r.statuses == ["starting", "ready", "fault stall"]
+
     def test_an_error_of_a_retired_source_changes_nothing(self):
         with rig() as r:
             old = r.source(0)
@@ -565,6 +596,7 @@ class TestSlowSink:
             assert r.statuses == ["starting", "ready", "fault hung"]
             assert len(r.made) == 1
             r.sink.hold.release.set()
+            r.sink.wait_for(1)
             r.show(source)
             assert r.camera.state == "ready"
             assert r.sink.kinds == ["inspect", "inspect"]
@@ -791,6 +823,28 @@ def test_backoff_doubles_up_to_its_limit_and_never_retries_at_once(failures, dra
 def test_even_the_longest_wait_leaves_time_to_be_back_within_five_seconds():
     """Wait, connection and a key frame of up to two seconds, and a second for the clock to settle."""
     assert camera_module.RETRY_LIMIT_S + 2.0 + 1.0 < 5.0
+
+
+def test_a_real_recording_is_delivered_frame_by_frame_to_its_end(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", 40, size=(64, 48))
+    r = Rig(f"file:{clip}")
+    camera = Camera(r.config, r.sink, r.metrics, r._on_status)
+    camera.start()
+    r.wait_for_status("fault finished")
+    assert camera.finished
+    assert camera.join(WAIT_S)
+    assert r.sink.kinds == ["inspect"] * 40
+    assert [frame.pts for _, frame in r.sink.taken] == pytest.approx([n / 30 for n in range(40)])
+
+
+def test_a_real_conveyor_runs_until_it_is_stopped():
+    r = Rig("conveyor:?width=320&height=240&fps=100")
+    camera = Camera(r.config, r.sink, r.metrics, r._on_status)
+    camera.start()
+    assert set(r.sink.wait_for(20)) == {"inspect"}
+    camera.signal()
+    assert camera.join(WAIT_S)
+    assert r.statuses == ["starting", "ready"]
 
 
 class TestProbe:

@@ -191,6 +191,22 @@ def test_clumped_arrivals_are_paced_by_the_streams_own_time():
     assert len(paced(Pacer(15, live=True), times)) == pytest.approx(150, abs=2)
 
 
+def test_a_pts_that_starts_over_opens_no_gap():
+    """Neither does a jump forward let more through."""
+    for jump in (-1000.0, -0.5, 0.9, 1000.0):
+        pacer = Pacer(10, live=True)
+        kept = [n / 30 for n in range(600) if pacer.due(n / 30, n / 30 + (jump if n >= 300 else 0))]
+        after = [at for at in kept if 9 < at < 12]
+        assert max(np.diff(after)) <= (0.2 if abs(jump) != 0.9 else 0.3)
+        assert len(kept) == pytest.approx(200, abs=10)
+
+
+def test_nothing_is_made_up_for_after_a_pause():
+    times = [(n / 30, None) for n in range(90)] + [(60 + n / 30, None) for n in range(90)]
+    kept = np.array(paced(Pacer(10, live=True), times))
+    assert (kept >= 60).sum() == pytest.approx(30, abs=1)
+
+
 def test_a_recording_is_paced_by_its_own_time_whatever_our_speed():
     fast = [(n * 0.001, n / 30) for n in range(300)]
     slow = [(n * 1.0, n / 30) for n in range(300)]
@@ -313,12 +329,26 @@ def test_a_backlog_with_a_hole_in_it_stays_stale():
 
 
 def test_a_slowly_draining_backlog_is_not_believed_again_and_again():
-    """Shrinking by 3 % of real time it looks steady for a moment, but not for long, and not repeatedly."""
-    frames = judged(simulate(seconds=60, cached_s=3, read_fps=FPS * 1.03))
-    wrong = [arrival for arrival, age, stale in frames if age > MAX_AGE_S + TOLERANCE_S and not stale]
-    assert len(wrong) < 4 * FPS
-    assert max(wrong, default=0) < 8
-    assert sum(age > MAX_AGE_S + TOLERANCE_S for _, age, _ in frames) > 40 * FPS
+    """Shrinking by 1 % of real time it looks steady for a moment, but not for long, and not repeatedly."""
+    frames = judged(simulate(seconds=60, cached_s=3, read_fps=FPS * 1.01))
+    assert all(age > MAX_AGE_S + TOLERANCE_S for _, age, _ in frames)
+    believed = [arrival for arrival, _, stale in frames if not stale]
+    assert len(believed) < 3 * FPS
+    assert max(believed, default=0) < 5
+
+
+@pytest.mark.parametrize(
+    ("fps", "cached_s", "speed", "stops"),
+    [
+        (30, 0.5652, 1.916, [(0.134, 0.532), (0.8564, 0.5035), (1.8413, 0.34)]),
+        (25, 2.4603, 1.5649, [(2.3044, 0.4972), (1.6134, 0.3093), (0.039, 0.3567)]),
+        (17, 1.9679, 1.4882, [(3.6108, 0.8756), (0.0412, 1.3984), (0.3763, 1.0987)]),
+    ],
+)
+def test_hiccups_that_keep_a_burst_from_undercutting_its_floor_do_not_prove_the_floor(fps, cached_s, speed, stops):
+    """Three stops while a burst is read: the lag is lifted again and again on its way down."""
+    frames = judged(simulate(seconds=12, fps=fps, cached_s=cached_s, read_fps=speed * fps, stops=stops))
+    assert max((age for _, age, stale in frames if not stale), default=0) <= MAX_AGE_S + TOLERANCE_S
 
 
 @pytest.mark.parametrize("ppm", [-200, -50, 50, 190])

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -46,17 +47,20 @@ _ENGINES = (
 """From slow to fast; which of them this machine and the bundle have is found out."""
 
 
+DEFAULT_BOX = Box(560, 140, 800, 800)
+
+
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
     """What to measure. The clip is `warm_up + frames` long; only `frames` of it count."""
 
     bundle: Path | None = None  # without one, random weights, which needs torch
     frames: int = 600
-    warm_up: int = 60
+    warm_up: int = 64
     repeats: int = 3
     width: int = 1920
     height: int = 1080
-    box: Box = Box(560, 140, 800, 800)
+    box: Box = DEFAULT_BOX
     fps: int = 30
     live_frames: int = 300  # how many the latency is measured with; 0 leaves it out
 
@@ -117,18 +121,18 @@ def _measurements(clip: Clip, bundle: Bundle, engines: dict[str, EngineConfig]) 
     """Everything that is measured, in the order of the table."""
     spec = bundle.manifest.preprocess
     found: Measurements = {
-        ("decode", None): lambda: decode_only(clip),
-        ("crop", None): lambda: crop_only(clip, spec),
+        ("decode", None): partial(decode_only, clip),
+        ("crop", None): partial(crop_only, clip, spec),
     }
     for precision, config in engines.items():
-        found["engine", precision] = lambda config=config: engine_only(clip, bundle, config)
-    found["plain loop", "f32"] = lambda: plain_loop(clip, bundle)
+        found["engine", precision] = partial(engine_only, clip, bundle, config)
+    found["plain loop", "f32"] = partial(plain_loop, clip, bundle)
     # End to end, f32 would only be of interest where there is nothing better.
     serving = {p: c for p, c in engines.items() if p != "f32"} or engines
     for precision, config in serving.items():
         if config.device == "cpu":
-            found["two threads", precision] = lambda precision=precision: two_threads(clip, bundle, precision)
-        found["daemon", precision] = lambda config=config: daemon_run(clip, bundle, config)
+            found["two threads", precision] = partial(two_threads, clip, bundle, precision)
+        found["daemon", precision] = partial(daemon_run, clip, bundle, config)
     return found
 
 

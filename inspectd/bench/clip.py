@@ -29,7 +29,7 @@ def make_clip(path: Path, frames: int, width: int, height: int, fps: int) -> Non
     rng = np.random.default_rng(0)
     belt = _belt(rng, 2 * width, height)  # wraps around
     noise = [rng.normal(0, NOISE, (height, width)).round().astype(np.int8) for _ in range(4)]
-    chroma = [_smooth(rng, width, height // 2, 12).astype(np.uint8) for _ in range(2)]  # [H/2, 2 * W/2]
+    chroma = [_grains(rng, width, height // 2, 40, 4).astype(np.uint8) for _ in range(2)]  # [H/2, 2 * W/2]
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"preset": "veryfast", "profile": "main"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -39,7 +39,8 @@ def make_clip(path: Path, frames: int, width: int, height: int, fps: int) -> Non
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         for index in range(frames):
             left = SPEED * index % width
-            luma = cv2.add(belt[:, left : left + width], noise[index % len(noise)], dtype=cv2.CV_8U)
+            noisy = cv2.add(belt[:, left : left + width], noise[index % len(noise)], dtype=cv2.CV_8U)
+            luma = np.asarray(noisy, np.uint8)
             half = left // 2 % (width // 2)
             container.mux(stream.encode(_picture(luma, [c[:, half : half + width // 2] for c in chroma], index)))
         container.mux(stream.encode(None))
@@ -48,11 +49,11 @@ def make_clip(path: Path, frames: int, width: int, height: int, fps: int) -> Non
 def _belt(rng: np.random.Generator, width: int, height: int) -> U8:
     """Luma [height, width], the right half like the left: rubber with texture, and machined parts on it."""
     half = width // 2
-    texture = _smooth(rng, half, height, 2) + _smooth(rng, half, height, 12) - 128.0
-    canvas = np.ascontiguousarray(texture.clip(20, 230).astype(np.uint8))
+    texture = _grains(rng, half, height, 2, 6) + _grains(rng, half, height, 12, 8) + _grains(rng, half, height, 90, 12)
+    canvas = np.ascontiguousarray((texture - 290).clip(20, 230).astype(np.uint8))
     side = max(8, min(half, height) // 5)
-    for left in range(side, half - side, 3 * side):
-        for top in range(side, height - side, 3 * side):
+    for left in range(side, half - side // 2, 2 * side):
+        for top in range(side, height - side // 2, 2 * side):
             cv2.circle(canvas, (left, top), side // 2, int(rng.integers(140, 220)), -1)
             cv2.circle(canvas, (left, top), side // 5, 40, max(1, side // 20))
             ends = rng.integers(-side // 2, side // 2, 4).tolist()
@@ -60,9 +61,9 @@ def _belt(rng: np.random.Generator, width: int, height: int) -> U8:
     return np.concatenate([canvas, canvas], axis=1)
 
 
-def _smooth(rng: np.random.Generator, width: int, height: int, scale: int) -> npt.NDArray[np.float32]:
+def _grains(rng: np.random.Generator, width: int, height: int, scale: int, deviation: float) -> npt.NDArray[np.float32]:
     """Noise around 128 with grains of about `scale` pixels."""
-    grains = rng.normal(0, 24, (-(-height // scale), -(-width // scale))).astype(np.float32)
+    grains = rng.normal(0, deviation, (-(-height // scale), -(-width // scale))).astype(np.float32)
     return np.asarray(cv2.resize(grains, (width, height), interpolation=cv2.INTER_CUBIC) + 128)
 
 

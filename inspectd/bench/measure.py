@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import av
 import cv2
@@ -66,7 +67,7 @@ def as_frame(picture: VideoFrame) -> Frame:
 
 def _plane(picture: VideoFrame, index: int, height: int, width: int) -> U8:
     plane = picture.planes[index]
-    rows: U8 = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    rows: U8 = np.frombuffer(cast("Any", plane), np.uint8).reshape(-1, plane.line_size)
     return rows[:height, :width]
 
 

@@ -51,19 +51,19 @@ def engine_only(clip: Clip, bundle: Bundle, config: EngineConfig) -> Sample:
         batches = cycle([slots[first : first + size] for first in range(0, len(slots), size)])
         engine.warm_up()
 
-        def infer(batches_count: int) -> int:
+        def infer(frames: int) -> int:
             judged = 0
-            for _ in range(batches_count):
+            for left in range(frames, 0, -size):
                 if engine.in_flight == depth:
                     judged += len(engine.collect())
-                engine.submit(next(batches), _keep)
+                engine.submit(next(batches)[:left], _keep)
             while engine.in_flight:
                 judged += len(engine.collect())
             return judged
 
-        infer(-(-clip.warm_up // size))
+        infer(clip.warm_up)
         watch = Stopwatch()
-        return watch.sample(infer(-(-clip.frames // size)))
+        return watch.sample(infer(clip.frames))
 
 
 def _keep(slots: Sequence[Slot]) -> None:

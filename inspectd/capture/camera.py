@@ -73,8 +73,9 @@ class Camera:
 
     `on_status(name, state, reason)` is called on every change, in order, from several threads and with
     the camera's lock held: it must return at once and not call back. `fault` carries a `CaptureReason`
-    or the gate's reason. `finished` becomes true, with the state `fault` and the reason `finished`,
-    when a recording was played to its end and everything of it was delivered: nothing comes any more.
+    or the gate's reason. `finished` becomes true, in the state `fault`, when nothing comes any more: with
+    the reason `finished` when a recording was played to its end and all of it was delivered, with another
+    when it could not be read on.
     """
 
     def __init__(
@@ -293,10 +294,11 @@ class Camera:
         with self._lock:
             if generation.retired or self._stopping.is_set():
                 return
-            if reason == "finished":
+            if reason == "finished" or not self._config.live:
+                # Also a recording that cannot be read on: playing it again from its start would judge it twice.
                 generation.retired = True
-                self._set_state("fault", reason, detail)
                 self.finished = True
+                self._set_state("fault", reason, detail, err)
             else:
                 self._lose(generation, reason, detail, err)
 

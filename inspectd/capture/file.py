@@ -21,11 +21,15 @@ from inspectd.frame import Frame
 
 _FORMATS: Final = (
     "mov,mp4,m4a,3gp,3g2,mj2,matrixbench,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,h264,hevc,m4v,mjpeg,ivf,obu,"
-    "nut,mxf,ogg,gif,apng,rawvideo,yuv4mpegpipe,png_pipe,jpeg_pipe,bmp_pipe,tiff_pipe,webp_pipe,pgm_pipe,ppm_pipe"
+    "nut,mxf,ogg,gif,apng,rawvideo,yuv4mpegpipe,png_pipe,jpeg_pipe,image2,bmp_pipe,tiff_pipe,webp_pipe,pgm_pipe,ppm_pipe"
 )
 """Containers that hold video or one picture. FFmpeg knows more: it would play a text file as ANSI art and follow
 a playlist into the network."""
-_OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+_OPTIONS: Final = {
+    "format_whitelist": _FORMATS,
+    "protocol_whitelist": "file",
+    "pattern_type": "none",  # a picture's name is its name, also with a % in it
+}
 _DEFAULT_FPS: Final = 25.0  # for streams without times, FFmpeg's own guess
 _LATE_S: Final = 1.0
 

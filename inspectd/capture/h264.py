@@ -37,6 +37,7 @@ class Continuity:
         self._length_size = 0  # bytes of the length before each NAL unit; 0 means Annex B start codes
         self._previous: int | None = None  # frame_num of the last reference picture
         self._recovers_at: int | None = None  # frame_num at which a gradual refresh is complete
+        self._refreshing = 0  # pictures since it began
         if extradata and extradata[0] == 1 and len(extradata) > 6:
             self._length_size = (extradata[4] & 3) + 1
             for nal in _avcc_sps(extradata):
@@ -46,12 +47,13 @@ class Continuity:
                 if nal[0] & 31 == _SPS:
                     self._read_sps(nal)
 
-    def follow(self, unit: bytes) -> tuple[bool, bool]:
+    def follow(self, unit: bytes) -> tuple[bool, int | None]:
         """The next coded picture: (lost, clean).
 
-        `lost`: a picture that this one may refer to never came. `clean`: decoding may start here, and
-        this and all that follow in display order are whole. Data that cannot be read says (False, False):
-        the decoder has its own opinion about it.
+        `lost`: a picture that this one may refer to never came. `clean`: this picture and all that follow
+        in display order depend on no older ones than those so many places before it in decoding order (0 at
+        a key frame, more at the end of a gradual refresh); None if that cannot be said. Data that cannot be
+        read says (False, None): the decoder has its own opinion about it.
         """
         recovery: int | None = None
         try:
@@ -65,14 +67,14 @@ class Continuity:
                     return self._follow_slice(nal, recovery)
         except IndexError:  # cut off in a header
             pass
-        return False, False
+        return False, None
 
-    def _follow_slice(self, nal: bytes, recovery: int | None) -> tuple[bool, bool]:
+    def _follow_slice(self, nal: bytes, recovery: int | None) -> tuple[bool, int | None]:
         if nal[0] & 31 == _IDR:
             self._previous, self._recovers_at = 0, None
-            return False, True
+            return False, 0
         if self._sps is None:
-            return False, recovery == 0
+            return False, 0 if recovery == 0 else None
         bits = _Bits(nal[1:_HEADER_BYTES])
         bits.ue()  # first_mb_in_slice
         bits.ue()  # slice_type
@@ -90,14 +92,15 @@ class Continuity:
         )
         if nal[0] & 0x60 or lost:
             self._previous = frame_num
+        self._refreshing += 1
         if recovery is not None:
-            self._recovers_at = (frame_num + recovery) % modulo
+            self._recovers_at, self._refreshing = (frame_num + recovery) % modulo, 0
         elif lost:
             self._recovers_at = None  # the refresh itself has a hole
-        clean = self._recovers_at == frame_num
-        if clean:
-            self._recovers_at = None
-        return lost and not clean, clean
+        if self._recovers_at != frame_num:
+            return lost, None
+        self._recovers_at = None
+        return False, self._refreshing
 
     def _read_sps(self, nal: bytes) -> None:
         try:

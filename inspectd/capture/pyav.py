@@ -48,6 +48,15 @@ class Stamp:
     sequence: int = 0  # place in decoding order; set by the decoder
 
 
+@dataclass(frozen=True, slots=True)
+class _CleanPoint:
+    """From the picture `sequence` on, nothing depends on what came before `refreshed_from`."""
+
+    sequence: int
+    pts: float | None
+    refreshed_from: int
+
+
 class PacketDecoder:
     """One stream's decoder; single-threaded, so that a frame is never held back for another.
 
@@ -77,7 +86,7 @@ class PacketDecoder:
         self._size: tuple[int, int] | None = None
         # In decoding order, by sequence number. Before the first clean point all is damaged.
         self._damage: deque[int] = deque([0], maxlen=16)
-        self._clean: deque[tuple[int, float | None]] = deque(maxlen=16)
+        self._clean: deque[_CleanPoint] = deque(maxlen=16)
         self._pending: dict[int, Stamp] = {}  # sent, and not come out yet
         self._held: list[tuple[VideoFrame | None, Stamp, bool]] = []  # came out, but see _release
 
@@ -103,10 +112,12 @@ class PacketDecoder:
 
     def flush(self) -> list[Frame]:
         """The frames that the decoder still holds, at the end of a file."""
+        started = time.perf_counter()
         try:
             pictures = self._context.decode(None)
         except FFmpegError:
             pictures = []
+        self._spent_s += time.perf_counter() - started
         last = Stamp(time.monotonic(), time.time(), "arrival", None, sequence=self._sequence)
         frames = self._collect(pictures, last)
         self._pending.clear()
@@ -117,13 +128,13 @@ class PacketDecoder:
     def _judge(self, packet: VideoPacket, stamp: Stamp) -> None:
         """Note what the packet itself tells of damage and of clean points."""
         sequence = stamp.sequence
-        lost, clean = False, packet.is_keyframe or self._intra_only
+        lost, clean = False, 0 if packet.is_keyframe or self._intra_only else None
         if self._continuity is not None:
             lost, clean = self._continuity.follow(bytes(packet))
         elif self._codec == "mjpeg":
             lost = _is_cut_off(bytes(packet))
-        if clean:
-            self._clean.append((sequence, stamp.pts))
+        if clean is not None:
+            self._clean.append(_CleanPoint(sequence, stamp.pts, sequence - clean))
         if lost or packet.is_corrupt:
             self._damage.append(sequence)
         if stamp.lost:
@@ -149,9 +160,10 @@ class PacketDecoder:
         before it (open groups of pictures): it does not cover them.
         """
         covered_from = 0
-        for sequence, pts in self._clean:
-            if sequence <= stamp.sequence and (pts is None or stamp.pts is None or stamp.pts >= pts):
-                covered_from = sequence
+        for point in self._clean:
+            shown_before = point.pts is not None and stamp.pts is not None and stamp.pts < point.pts
+            if point.sequence <= stamp.sequence and not shown_before:
+                covered_from = point.refreshed_from
         return any(covered_from <= sequence <= stamp.sequence for sequence in self._damage)
 
     # -- pictures, in display order -----------------------------------------------------------------------

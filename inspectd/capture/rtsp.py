@@ -57,6 +57,7 @@ class RtspSource(Source):
         self._peer = PeerSocket(parts.port or _PORTS[parts.scheme])
         self._interrupted = threading.Event()
         self._container: InputContainer | None = None
+        self._clock_known = False  # the last packet had the camera's time
         self._clock_refused = False
 
     def open(self) -> None:
@@ -136,7 +137,9 @@ class RtspSource(Source):
         FFmpeg attaches the camera's wall clock to each packet (producer reference time, microseconds),
         computed from the newest RTCP sender report: so it follows a camera whose oscillator drifts.
         """
-        if not packet.has_sidedata("prft"):
+        known, self._clock_known = self._clock_known, packet.has_sidedata("prft")
+        # The first one that has it may have it from the picture behind: the parser hands on what came last.
+        if not (known and self._clock_known):
             return wall, "arrival"
         captured_at = struct.unpack_from("=q", bytes(cast("Any", packet.get_sidedata("prft"))))[0] / 1e6
         if abs(captured_at - wall) <= MAX_CLOCK_ERROR_S:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, cast
 
 import av
 import numpy as np
@@ -122,6 +122,6 @@ def _stamp(driver_s: float | None, monotonic: float, wall: float) -> Stamp:
 
 
 def _packet(jpeg: bytes) -> VideoPacket:
-    packet: VideoPacket = Packet(jpeg)
+    packet = cast("VideoPacket", Packet(jpeg))
     packet.is_keyframe = True
     return packet

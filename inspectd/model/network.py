@@ -43,6 +43,7 @@ def build_network(manifest: Manifest) -> nn.Module:
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write parameters and buffers as safetensors, float32 and contiguous whatever the module uses."""
     save_file({name: _plain(tensor) for name, tensor in module.state_dict().items()}, path)
+    path.chmod(0o644)  # safetensors writes 0600; the daemon runs as another user than the one who trains
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

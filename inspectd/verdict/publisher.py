@@ -134,8 +134,6 @@ class Publisher:
             raise
         self._sockets.on_readable(self._mailbox.fd, self._mailbox.woken)
         self.endpoint = self._sockets.endpoint
-        for camera in self._cameras:
-            self.set_status(camera, "starting", None)
         self._drained = False
         self.last_beat = self._heartbeat_at = time.monotonic()
         self._worker.start()
@@ -190,6 +188,8 @@ class Publisher:
     def _run(self, stopping: Event) -> None:
         linger_s = 0.0
         try:
+            for camera in self._cameras:
+                self._send_status(_Status(camera, "starting", None))
             while not stopping.is_set():
                 self._turn()
             if self._send_the_rest():
