@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -58,7 +58,7 @@ def _options(
         _quiet_logs("debug" if debug else "warning")
 
 
-def _quiet_logs(level: str) -> None:
+def _quiet_logs(level: Literal["debug", "warning"]) -> None:
     from inspectd.observe.logs import configure_logging
 
     configure_logging("pretty", level)

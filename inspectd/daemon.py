@@ -233,7 +233,7 @@ class Daemon:
     def _refuse_broken_recordings(self) -> None:
         for camera in self.cameras:
             if camera.reason != "finished":
-                raise InspectdError(f"camera {camera.name}: the recording broke off: {camera.reason}; the log says where")
+                raise InspectdError(f"camera {camera.name}: the recording broke off ({camera.reason}), see the log")
 
     def _update_state(self) -> None:
         ready, detail = self.readiness()

@@ -158,7 +158,7 @@ def test_an_unknown_environment_section_is_refused(write):
 
 def test_an_unknown_environment_key_is_refused(write, monkeypatch):
     monkeypatch.setenv("INSPECTD__ENGINE__DEVISE", "cpu")
-    with pytest.raises(ConfigError, match="engine.devise"):
+    with pytest.raises(ConfigError, match=r"engine\.devise"):
         load_settings(write())
 
 

@@ -106,7 +106,9 @@ def test_a_lost_camera_is_a_fault_in_time_and_comes_back(folder, camera, torment
     check_truth(subscriber.verdicts)
     # Between the fault and the return nothing was judged: what had queued up meanwhile is not fresh.
     ready_again = next(
-        i for i, m in enumerate(subscriber.messages[lost:], lost) if m["topic"] == "status/line/" and m["state"] == "ready"
+        number
+        for number, message in enumerate(subscriber.messages[lost:], lost)
+        if message["topic"] == "status/line/" and message["state"] == "ready"
     )
     between = subscriber.messages[subscriber.messages.index(fault) : ready_again]
     assert judged(between) == []

@@ -1,6 +1,7 @@
 """Minutes, not seconds: run by `make test-soak`."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,10 @@ WARM_UP = 20_000
 
 
 def resident_kb(pid):
-    with open(f"/proc/{pid}/status") as status:
-        return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1])
+    return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
 
 
 def threads_and_files(pid):
-    from pathlib import Path
-
     process = Path(f"/proc/{pid}")
     return len(list((process / "task").iterdir())), len(list((process / "fd").iterdir()))
 

@@ -116,3 +116,142 @@ def _make_bundle(place: Place, console: Console) -> None:
         shutil.rmtree(place.bundle, ignore_errors=True)  # half made, or damaged
         bundle = _train(place, console)
     console.print(f"model     {place.bundle}  ({bundle.short_hash})", highlight=False)
+
+
+def _write_config(place: Place) -> tuple[str, str]:
+    """Write the daemon's configuration; returns its ZeroMQ endpoint and the URL of its metrics."""
+    publish = f"127.0.0.1:{_free_port(PublishConfig().bind)}"
+    http = f"127.0.0.1:{_free_port(HttpConfig().bind)}"
+    roi = Line.from_spec(parse_source(SOURCE)).roi
+    place.config.write_text(
+        f"""# Written by `inspectd demo`, anew each time. config.example.toml explains every key.
+[model]
+bundle = "{place.bundle.name}"
+
+[[cameras]]
+name = "line1"
+source = "{SOURCE}"
+
+[[cameras.rois]]
+name = "station"
+box = [{roi.x}, {roi.y}, {roi.width}, {roi.height}]
+
+[publish]
+bind = "tcp://{publish}"
+
+[http]
+bind = "{http}"
+""",
+        encoding="utf-8",
+    )
+    return f"tcp://{publish}", f"http://{http}/metrics"
+
+
+def _free_port(default: str) -> int:
+    """The port of the default address if nobody has it, else one that the system says is free."""
+    for port in (int(default.rpartition(":")[2]), 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise InspectdError("no free port on 127.0.0.1")
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM and the end of the terminal set; a second Ctrl-C ends the demo at once."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _daemon(place: Place, console: Console) -> Iterator[subprocess.Popen[bytes]]:
+    """The real daemon, as a user runs it; stopped by SIGTERM. Its end is judged: anything but 0 is an error.
+
+    It has a process group of its own, so that Ctrl-C reaches it once, through us.
+    """
+    with place.log.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "inspectd", "run", "-c", str(place.config)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+    try:
+        yield process
+        early = process.poll()
+        if early is None:
+            process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                raise InspectdError(f"the daemon did not stop within {STOP_S:.0f} s; see {place.log}") from None
+        if early is not None or process.returncode != 0:
+            for line in _last_lines(place.log):
+                console.print(line, style="dim", highlight=False, markup=False)
+            when = "ended by itself" if early is not None else "was stopped, but ended"
+            raise InspectdError(f"the daemon {when} with exit code {process.returncode}; see {place.log}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _last_lines(log: Path) -> list[str]:
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        return [line.rstrip() for line in deque(lines, maxlen=8)]
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    endpoint: str,
+    score: Score,
+    seconds: float | None,
+    stop: threading.Event,
+    console: Console,
+) -> float:
+    """Follow the stream until the time is up, somebody stops us, or the daemon ends; seconds since the first verdict."""
+    started = time.monotonic()
+    with Subscriber(endpoint, ["verdict/"]) as subscriber, make_view(console, score) as view:
+        while not stop.is_set() and process.poll() is None:
+            received = subscriber.receive(0.1)
+            now = time.monotonic()
+            if received is not None and isinstance(received.message, Verdict):
+                score.add(received.topic, received.message, now)
+            if score.started is not None:
+                view.refresh()
+                if seconds is not None and now - score.started >= seconds:
+                    break
+            elif now - started > FIRST_VERDICT_S:
+                raise InspectdError(f"no verdict within {FIRST_VERDICT_S:.0f} s from {endpoint}; see the daemon's log")
+    return time.monotonic() - score.started if score.started is not None else 0.0
+
+
+@contextmanager
+def _bar(console: Console, what: str) -> Iterator[OnProgress]:
+    """A progress bar on a terminal, a line before and after elsewhere."""
+    if not console.is_terminal:
+        started = time.monotonic()
+        console.print(f"{what} …")
+        yield lambda done, total: None
+        console.print(f"{what}: done in {time.monotonic() - started:.0f} s", highlight=False)
+        return
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,89 +1,91 @@
-"""Deployable copies of a network: OpenVINO for the CPU engine, as trained and quantised to INT8.
+"""Deployable copies: the trained network as OpenVINO models that take uint8 pictures as they are.
 
-Both take uint8 RGB [N, height, width, 3], normalise inside, and give float32 logits [N, classes], raw:
-no softmax and no temperature, which are the decision's business.
+Input `pixels`, uint8 [batch, height, width, 3] RGB, the batch free; output `logits`, float32
+[batch, classes]. The normalisation of the bundle's preprocess spec is part of the model.
 """
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from inspectd import __version__
+from inspectd.errors import DataError
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, ClassSpec, Copy, Manifest, Role, write_manifest
+from inspectd.model.bundle import COPY_MODEL, FORMAT_VERSION, WEIGHTS, Bundle, ClassSpec, Manifest, write_manifest
 from inspectd.model.data import role_of
 from inspectd.model.network import build_network, save_weights
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.runtime import import_openvino
 
-CALIBRATION_PICTURES = 300
-"""NNCF's own default for its `subset_size`; more hardly moves the ranges of a ResNet18."""
+Logits = npt.NDArray[np.float32]  # [N, classes]
+
+_BATCH = 32  # pictures at once where nothing else is asked for
 
 
-class _Deployed(nn.Module):
-    """The network as it is deployed: uint8 [N, H, W, 3] -> float32 logits [N, classes]."""
-
-    def __init__(self, network: nn.Module, spec: PreprocessSpec) -> None:
-        super().__init__()
-        self.network = network
-        # (x / 255 - mean) / std, as one multiplication and one addition on 0..255.
-        std = torch.tensor(spec.std).view(1, 3, 1, 1)
-        self.register_buffer("scale", 1 / (255 * std))
-        self.register_buffer("shift", -torch.tensor(spec.mean).view(1, 3, 1, 1) / std)
-        self.scale: Tensor
-        self.shift: Tensor
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.network(pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift)
-        return logits
+def normalise(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
+    """uint8 RGB [B, H, W, 3] -> float32 [B, 3, H, W], channels last in memory, as the network takes it."""
+    mean = torch.tensor(spec.mean).view(1, 3, 1, 1) * 255
+    scale = 1 / (torch.tensor(spec.std).view(1, 3, 1, 1) * 255)
+    return (pixels.permute(0, 3, 1, 2).float() - mean) * scale
 
 
-def export_openvino(network: nn.Module, manifest: Manifest, root: Path) -> None:
-    """Write the `openvino` copy of `network` into the bundle directory `root`, weights compressed to fp16."""
-    ov = import_openvino()
-    with _quiet():
-        ov.save_model(_convert(network, manifest), _prepared(root, "openvino"), compress_to_fp16=True)
+@torch.no_grad()
+def eager_logits(network: nn.Module, pixels: U8, spec: PreprocessSpec) -> Logits:
+    """What torch says in float32: uint8 [N, H, W, 3] -> float32 [N, classes]. The measure of every copy."""
+    network.eval()
+    parts = [network(normalise(torch.from_numpy(chunk), spec)).float().numpy() for chunk in _chunks(pixels)]
+    return np.concatenate(parts)
 
 
-def export_int8(network: nn.Module, manifest: Manifest, root: Path, pictures: U8) -> None:
-    """Write the `openvino-int8` copy: NNCF's post-training quantisation, calibrated on `pictures`.
+def openvino_logits(model: Path, pixels: U8, precision: str | None = None) -> Logits:
+    """What an OpenVINO copy says: uint8 [N, H, W, 3] -> float32 [N, classes].
 
-    `pictures` are preprocessed training pictures, uint8 [N, height, width, 3]; of more than
-    `CALIBRATION_PICTURES` an even selection is used.
+    `precision`: "f32" or "bf16" for what is not quantised; None is the runtime's choice, as on the line.
     """
     ov = import_openvino()
-    chosen = pictures[np.linspace(0, len(pictures) - 1, min(len(pictures), CALIBRATION_PICTURES)).astype(int)]
-    with _quiet():
-        import nncf
+    hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+    compiled = ov.Core().compile_model(model, "CPU", hint)
+    return np.concatenate([compiled(chunk)[0].copy() for chunk in _chunks(pixels)])
 
+
+def export_openvino(network: nn.Module, manifest: Manifest, target_dir: Path) -> Path:
+    """Write `target_dir/openvino/`, weights compressed to 16 bits, and return the path of its model."""
+    path = target_dir / COPY_MODEL["openvino"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    import_openvino().save_model(_convert(network, manifest), path, compress_to_fp16=True)
+    return path
+
+
+def export_int8(network: nn.Module, manifest: Manifest, target_dir: Path, calibration: U8) -> Path:
+    """Write `target_dir/openvino-int8/`, quantised by NNCF after training; returns the path of its model.
+
+    `calibration`: uint8 [N, height, width, 3], some 100 to 300 pictures that were trained on, in no
+    particular order. They set the range of each layer's activations.
+    """
+    ov = import_openvino()
+    with _quiet_nncf() as nncf:
         quantised = nncf.quantize(
             _convert(network, manifest),
-            nncf.Dataset([picture[None] for picture in chosen]),
-            # Symmetric for weights, asymmetric for activations: what a ReLU leaves is one-sided.
+            nncf.Dataset([calibration[i : i + 1] for i in range(len(calibration))]),
+            # Symmetric weights, asymmetric activations: costs nothing after a ReLU and keeps what is below zero.
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(chosen),
+            subset_size=len(calibration),
         )
-        ov.save_model(quantised, _prepared(root, "openvino-int8"), compress_to_fp16=True)
-
-
-def run_copy(bundle_root: Path, copy: Copy, pictures: U8) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits, float32 [N, classes], of a deployed copy in f32 arithmetic on uint8 [N, height, width, 3]."""
-    ov = import_openvino()
-    core = ov.Core()
-    compiled = core.compile_model(
-        core.read_model(bundle_root / COPY_MODEL[copy]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
-    return np.concatenate([compiled(pictures[i : i + 32])[0] for i in range(0, len(pictures), 32)])
+    path = target_dir / COPY_MODEL["openvino-int8"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(quantised, path, compress_to_fp16=True)
+    return path
 
 
 def random_bundle(
@@ -94,63 +96,109 @@ def random_bundle(
     int8: bool = True,
     seed: int = 0,
 ) -> Bundle:
-    """A bundle with random weights and every copy: as fast as a trained one, and as good as a coin.
+    """A bundle that has learned nothing, for measuring: seeded random weights, live activations everywhere.
 
-    For `inspectd bench` and tests. `path` must not exist or be empty.
+    Raises:
+        DataError: there is something at `path` already.
     """
-    torch.manual_seed(seed)
+    if path.exists():
+        raise DataError(f"{path}: exists already; a random bundle replaces nothing")
     spec = PreprocessSpec(width=size, height=size)
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         architecture="resnet18",
-        created_by=f"inspectd {__version__}, random weights",
-        classes=tuple(ClassSpec(name=name, role=_role(name)) for name in classes),
+        created_by="random weights, for measuring only",
+        classes=tuple(ClassSpec(name=name, role=role_of(name)) for name in classes),
         preprocess=spec,
         files={},
     )
-    network = build_network(manifest).eval()
-    pictures = np.random.default_rng(seed).integers(0, 256, (16, size, size, 3), np.uint8)
-    path.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (16, size, size, 3), np.uint8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_network(manifest)
+    settle_batch_norm(network, [normalise(torch.from_numpy(noise), spec)])
+    path.mkdir(parents=True)
     save_weights(network, path / WEIGHTS)
     export_openvino(network, manifest, path)
     if int8:
-        export_int8(network, manifest, path, pictures)
+        export_int8(network, manifest, path, noise)
     return write_manifest(path, manifest)
 
 
-def _role(name: str) -> Role:
-    return role_of(name)
+@torch.no_grad()
+def settle_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of every BatchNorm to the plain average over these batches.
+
+    The moving average of training lags behind weights that changed quickly; this one does not. Leaves
+    the network in eval mode.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a cumulative average
+    network.train()
+    for batch in batches:
+        network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.eval()
 
 
 def _convert(network: nn.Module, manifest: Manifest) -> Any:
-    """The OpenVINO model of a network, batch dynamic, its output named `logits`."""
+    """The network as an OpenVINO model, uint8 NHWC in, the batch free."""
     ov = import_openvino()
     spec = manifest.preprocess
-    example = torch.zeros(1, spec.height, spec.width, 3, dtype=torch.uint8)
-    deployed = _Deployed(network, spec).eval()
-    with torch.no_grad():
-        model = ov.convert_model(deployed, example_input=example, input=[ov.PartialShape([-1, spec.height, spec.width, 3])])
-    model.input().tensor.set_names({"pixels"})
-    model.output().tensor.set_names({"logits"})
+    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format).float().eval()
+    example = torch.zeros(2, 3, spec.height, spec.width)
+    with _quiet("openvino"):
+        model = ov.convert_model(plain, example_input=example, input=[-1, 3, spec.height, spec.width])
+    steps = ov.preprocess.PrePostProcessor(model)
+    pixels = steps.input(0)
+    pixels.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    pixels.preprocess().convert_element_type(ov.Type.f32)
+    pixels.preprocess().mean([255 * value for value in spec.mean]).scale([255 * value for value in spec.std])
+    pixels.model().set_layout(ov.Layout("NCHW"))
+    steps.output(0).tensor().set_element_type(ov.Type.f32)
+    model = steps.build()
+    model.input(0).get_tensor().set_names({"pixels"})
+    model.output(0).get_tensor().set_names({"logits"})
     return model
 
 
-def _prepared(root: Path, copy: Copy) -> Path:
-    """Where the copy's model goes; what lay in its directory is gone."""
-    path = root / COPY_MODEL[copy]
-    shutil.rmtree(path.parent, ignore_errors=True)
-    path.parent.mkdir(parents=True)
-    return path
+def _chunks(pixels: U8) -> Iterator[U8]:
+    for start in range(0, len(pixels), _BATCH):
+        yield pixels[start : start + _BATCH]
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tools' progress bars and advice off the console; errors still raise."""
-    logger = logging.getLogger("nncf")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+@contextmanager
+def _quiet_nncf() -> Iterator[Any]:
+    """nncf without progress bars, log lines and (import_openvino sees to that) telemetry."""
+    import_openvino()
+    with _quiet("nncf", "torch.utils.cpp_extension"):
+        import nncf
+        from nncf.common.logging.track_progress import track
+
+        nncf.set_log_level(logging.ERROR)
+        shown = track.__init__
+        track.__init__ = partialmethod(shown, disable=True)  # it draws over whatever progress we show; no setting
         try:
-            yield
+            yield nncf
         finally:
+            track.__init__ = shown
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Only errors of these loggers, and no warnings: torch.jit.trace is deprecated, but OpenVINO's own way."""
+    loggers = [logging.getLogger(name) for name in names]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)

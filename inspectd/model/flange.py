@@ -45,11 +45,11 @@ class Light:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Light:
         return cls(
-            azimuth=math.radians(rng.uniform(-135, -95)),
-            relief=rng.uniform(0.5, 0.75),
-            gloss=rng.uniform(40, 75),
-            slope=rng.uniform(0.0, 0.25),
-            falloff=rng.uniform(0.1, 0.4),
+            azimuth=math.radians(rng.uniform(-125, -105)),
+            relief=rng.uniform(0.6, 0.75),
+            gloss=rng.uniform(45, 65),
+            slope=rng.uniform(0.05, 0.2),
+            falloff=rng.uniform(0.15, 0.35),
         )
 
     def field(self, width: int, height: int, side: int) -> U8:
@@ -78,8 +78,8 @@ def make_patch(kind: str, rng: np.random.Generator, light: Light, side: int, rad
     shape = _geometry(side)
     turn = rng.uniform(0, math.tau)
     towards = (math.cos(light.azimuth - turn), math.sin(light.azimuth - turn))  # the lamp, as the part sees it
-    albedo = _albedo(side, int(rng.integers(4))) * np.float32(rng.uniform(0.9, 1.08))
-    cast = 1 + rng.uniform(-0.025, 0.025, 3)
+    albedo = _albedo(side, int(rng.integers(4))) * np.float32(rng.uniform(0.96, 1.04))
+    cast = 1 + rng.uniform(-0.01, 0.01, 3)
     slope = shape.slope_x * towards[0] + shape.slope_y * towards[1]
     radial = shape.unit_x * towards[0] + shape.unit_y * towards[1]
     cover = shape.cover

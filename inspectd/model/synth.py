@@ -74,10 +74,10 @@ def make_belt(seed: int, length: int, width: int, side: int) -> U8:
     columns = np.arange(length, dtype=np.float32)[None, :]
     period = length / round(length / (side / 45))
     weave = np.sin(columns * (math.tau / period)) * np.sin(rows * (math.tau / period))
-    grey = rng.uniform(52, 82) + 4 * grain + 3.5 * cloud + 3 * streak + 3.5 * weave
+    grey = rng.uniform(58, 72) + 4 * grain + 3.5 * cloud + 3 * streak + 3.5 * weave
     for _ in range(round(3 * length / side)):
         grey += _scuff(rng, length, width, side)
-    tint = np.array([0.98, 1.03, 1.01]) + rng.uniform(-0.05, 0.05, 3)
+    tint = np.array([0.98, 1.03, 1.01]) + rng.uniform(-0.015, 0.015, 3)
     return to_u8(grey[..., None] * tint.astype(np.float32))
 
 
@@ -183,7 +183,7 @@ def _expose(picture: U8, light: Light, rng: np.random.Generator, side: int) -> U
     """Uneven light, a lens that is not quite sharp, sensor noise."""
     height, width = picture.shape[:2]
     field = cv2.cvtColor(light.field(width, height, side), cv2.COLOR_GRAY2RGB)
-    picture = to_u8(cv2.multiply(picture, field, scale=rng.uniform(0.9, 1.2) / 255))
+    picture = to_u8(cv2.multiply(picture, field, scale=rng.uniform(0.95, 1.1) / 255))
     if (blur := rng.uniform(0, 0.002) * side) > 0.3:
         picture = to_u8(cv2.GaussianBlur(picture, (0, 0), blur))
     bank = _noise_bank(width + 256, height + 256)
