@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import get_args
 
+import cv2
 import structlog
 
 from inspectd import __version__
@@ -119,6 +120,7 @@ class Daemon:
 
     def _startup(self, running: ExitStack) -> None:
         settings = self.settings
+        cv2.setNumThreads(1)  # crops are small; a pool per camera thread would only fight with the engine
         bundles = check_settings(settings)
         log.info("starting", version=__version__, boot_id=self.boot_id, config=settings.sha256[:12])
         self._start_http(running)
