@@ -187,20 +187,22 @@ def demo(
 
 class SchemaName(StrEnum):
     verdict = "verdict"
+    status = "status"
+    heartbeat = "heartbeat"
     config = "config"
 
 
 @app.command()
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")]) -> None:
     """Print a JSON Schema: of the verdict stream's messages, or of the configuration."""
-    if name is SchemaName.verdict:
-        from inspectd.verdict.schema import json_schema
-
-        print(json.dumps(json_schema(), indent=2))
-    else:
+    if name is SchemaName.config:
         from inspectd.config import Settings
 
         print(json.dumps(Settings.model_json_schema(), indent=2))
+    else:
+        from inspectd.verdict.schema import json_schema
+
+        print(json.dumps(json_schema(name.value), indent=2))
 
 
 @contextmanager

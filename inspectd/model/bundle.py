@@ -56,8 +56,9 @@ class Thresholds(_Strict):
     """The operating point, on calibrated probabilities.
 
     A crop fails when any defect class reaches its `fail` threshold (`fail_default` where none is
-    given). Else it passes when the ok classes together reach `pass_min`. Else, when the empty classes
-    together reach `empty_min`, there is no part. Everything between is `uncertain`.
+    given). Else it passes when the ok classes together reach `pass_min` and the top class is one of them.
+    Else, when that holds of the empty classes and `empty_min`, there is no part. Everything between is
+    `uncertain`. `inspectd.verdict.decide` is the rule; nothing else repeats it.
     """
 
     pass_min: float = Field(0.8, gt=0.5, le=1.0)

@@ -1,4 +1,4 @@
-"""The generated part: a turned steel flange with six bolt holes, drawn from its relief.
+"""The generated part: a turned steel flange with four bolt holes, drawn from its relief.
 
 Relief and albedo -> defect -> shading by one lamp -> turned and scaled to a patch that can be laid on a
 belt. Lengths are fractions of the picture's shorter side (for the conveyor: of its station), so that a
@@ -20,11 +20,12 @@ import numpy.typing as npt
 from inspectd.frame import U8
 
 DEFECTS: tuple[str, ...] = ("scratch", "dent", "stain")
-RADIUS = (0.385, 0.415)  # of a flange
+RADIUS = (0.39, 0.41)  # of a flange
+TURN = 0.25  # radians either way: a carrier holds the part, loosely
 SHADOW_REACH = 0.04  # how far a shadow shows beyond the flange
 
 _MARGIN = 0.06  # of a patch around the flange: shadow and its blur
-_HOLES = [(0.725 * math.cos(a), 0.725 * math.sin(a)) for a in np.arange(6) * math.tau / 6]
+_HOLES = [(0.725 * math.cos(a), 0.725 * math.sin(a)) for a in (np.arange(4) + 0.5) * math.tau / 4]
 _HOLE = 0.078  # radius of a bolt hole
 _BORE = 0.27
 
@@ -45,7 +46,7 @@ class Light:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Light:
         return cls(
-            azimuth=math.radians(rng.uniform(-125, -105)),
+            azimuth=math.radians(rng.uniform(-100, -80)),
             relief=rng.uniform(0.6, 0.75),
             gloss=rng.uniform(45, 65),
             slope=rng.uniform(0.05, 0.2),
@@ -71,12 +72,12 @@ class Patch:
 
 
 def make_patch(kind: str, rng: np.random.Generator, light: Light, side: int, radius: float) -> Patch:
-    """A flange of that radius in pixels, turned at random, with the defect that `kind` names (or "good").
+    """A flange of that radius in pixels, turned a little, with the defect that `kind` names (or "good").
 
     From the same generator state, kinds differ in their defect only.
     """
     shape = _geometry(side)
-    turn = rng.uniform(0, math.tau)
+    turn = rng.uniform(-TURN, TURN)
     towards = (math.cos(light.azimuth - turn), math.sin(light.azimuth - turn))  # the lamp, as the part sees it
     albedo = _albedo(side, int(rng.integers(4))) * np.float32(rng.uniform(0.96, 1.04))
     cast = 1 + rng.uniform(-0.01, 0.01, 3)
@@ -178,9 +179,9 @@ def _dent(shape: _Geometry, rng: np.random.Generator, towards: tuple[float, floa
     cover = shape.cover
     if nick := rng.random() < 1 / 3:
         a = rng.uniform(0, math.tau)
-        centre, size, depth = (math.cos(a), math.sin(a)), rng.uniform(0.11, 0.18), 1.4
+        centre, size, depth = (math.cos(a), math.sin(a)), rng.uniform(0.15, 0.24), 1.4
     else:
-        centre, size, depth = _spot(rng, 0.03), rng.uniform(0.1, 0.17), rng.uniform(2.0, 3.0)
+        centre, size, depth = _spot(rng, 0.05), rng.uniform(0.14, 0.2), rng.uniform(2.4, 3.4)
     stretch, lie = rng.uniform(0.75, 1.0), rng.uniform(0, math.tau)
     dx, dy = shape.x - np.float32(centre[0]), shape.y - np.float32(centre[1])
     along = (dx * math.cos(lie) + dy * math.sin(lie)) / size

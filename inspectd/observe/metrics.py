@@ -88,7 +88,7 @@ class Metrics:
             ["camera", "reason"],
             registry=registry,
         )
-        subscribers = Gauge("inspectd_subscribers", "Subscriptions to the verdict stream", registry=registry)
+        subscribers = Gauge("inspectd_subscribers", "Open connections to the verdict stream", registry=registry)
         ready = Gauge("inspectd_ready", "1 while /readyz says yes, else 0", registry=registry)
         for stage in get_args(Stage):
             self._stages.labels(stage)

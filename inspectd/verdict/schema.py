@@ -206,7 +206,7 @@ def timestamp(unix_s: float) -> str:
         raise ValueError(f"{unix_s} is no Unix time") from err
 
 
-def json_schema(name: Literal["verdict", "status", "heartbeat"] = "verdict") -> dict[str, Any]:
-    """JSON Schema (2020-12) of one kind of message, from the model that publishes it."""
+def json_schema(name: str = "verdict") -> dict[str, Any]:
+    """JSON Schema (2020-12) of `verdict`, `status` or `heartbeat`, from the model that publishes it."""
     schema = _MODELS[name].model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:inspectd:{name}:1", **schema}
