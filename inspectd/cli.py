@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -133,11 +131,68 @@ def synth(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write beside what is there.")] = False,
 ) -> None:
     """Write a labelled folder of generated parts: good, scratch, dent, stain, empty."""
-    from inspectd.model.synth import KINDS, write_dataset
+    from rich.console import Console
 
-    with _progress_bar() as bar:
-        write_dataset(directory, per_class, seed, (size, size), bar("pictures"), overwrite=overwrite)
+    from inspectd.model.synth import KINDS, write_dataset
+    from inspectd.progress import progress_bars
+
+    with progress_bars(Console(stderr=True)) as tell:
+        write_dataset(
+            directory,
+            per_class,
+            seed,
+            (size, size),
+            lambda done, total: tell("pictures", done, total),
+            overwrite=overwrite,
+        )
     print(f"{directory}: {per_class} pictures each of {', '.join(KINDS)}")
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="One folder per class, or train/, val/, test/ of them.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="The bundle to write or replace.")],
+    weights: Annotated[str, typer.Option(help="imagenet (downloads), none, or a file of weights.")] = "imagenet",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 20,
+    batch_size: Annotated[int, typer.Option(min=2, help="Pictures per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 1e-3,
+    size: Annotated[int, typer.Option(help="Side of the network's input; larger sees finer defects.")] = 224,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
+    time_budget: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="Fit training into this.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
+) -> None:
+    """Fine-tune a ResNet18 on a folder of labelled pictures and write a bundle with its INT8 copy."""
+    from rich.console import Console
+
+    from inspectd.progress import progress_bars
+    from inspectd.model.train import TrainOptions, train  # isort: skip
+
+    options = TrainOptions(
+        weights=weights if weights in ("imagenet", "none") else Path(weights),  # type: ignore[arg-type]
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        size=size,
+        seed=seed,
+        time_budget_s=time_budget,
+        threads=threads,
+    )
+    with progress_bars(Console(stderr=True)) as tell:
+        bundle = train(data, output, options, tell)
+    _report_training(bundle)
+
+
+def _report_training(bundle: Any) -> None:
+    manifest = bundle.manifest
+    for copy in bundle.copies:
+        figures = manifest.metrics[copy]
+        point = figures["operating_point"]
+        recall = ", ".join(f"{name} {value:.0%}" for name, value in figures["recall"].items() if value is not None)
+        print(
+            f"{copy}: {figures['pictures']} validation pictures, accuracy {figures['accuracy']:.1%} ({recall}); "
+            f"{point['escapes']} wrongly passed, {point['false_rejects']} of {point['good']} good ones not passed"
+        )
+    print(f"{bundle.path}: {bundle.short_hash}")
 
 
 @app.command()
@@ -203,19 +258,3 @@ def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")]) ->
         from inspectd.verdict.schema import json_schema
 
         print(json.dumps(json_schema(name.value), indent=2))
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Progress bars on stderr: `bar(name)` gives a function of (done, total)."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-
-        def bar(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(task, completed=done, total=total)
-
-        yield bar

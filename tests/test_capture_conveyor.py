@@ -14,7 +14,7 @@ from inspectd.capture.conveyor_painter import Painter, _planar
 from inspectd.config import CameraConfig, parse_source
 from inspectd.errors import CaptureError, Stopped
 from inspectd.frame import Box, Frame
-from inspectd.model.flange import DEFECTS, generator, make_patch
+from inspectd.model.flange import DEFECTS, RADIUS, generator, make_patch
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
 from inspectd.model.synth import KINDS, lay, make_belt, render_part
 
@@ -68,7 +68,7 @@ def test_truth_is_what_the_pixels_of_the_station_show(painters):
         if truth == "empty":
             assert not crop(changed, roi).any(), f"frame {index}"
         elif truth is not None:
-            assert inside.sum() > 0.7 * np.pi * (0.305 * roi.width) ** 2, f"frame {index}"
+            assert inside.sum() > 0.7 * np.pi * (RADIUS[0] * roi.width) ** 2, f"frame {index}"
             assert not inside[:, [0, -1]].any(), f"frame {index}: touches the edge"
         else:
             near, slack = round(0.1 * roi.width), round(0.04 * roi.width)

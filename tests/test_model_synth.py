@@ -16,7 +16,7 @@ def patches(kind, seed):
     """The patch of that kind and of a good part, from the same generator state, float32 RGB."""
     light = Light.draw(generator(seed, 1))
     return [
-        make_patch(k, generator(seed, 2), light, SIDE, 0.32 * SIDE).colour.astype(np.float32) for k in (kind, "good")
+        make_patch(k, generator(seed, 2), light, SIDE, 0.4 * SIDE).colour.astype(np.float32) for k in (kind, "good")
     ]
 
 
@@ -83,7 +83,7 @@ def test_parts_lie_wholly_inside_the_picture():
 
 
 def test_a_part_laid_over_the_edge_is_cut_off_there():
-    patch = make_patch("good", generator(2), Light.draw(generator(1)), SIDE, 0.32 * SIDE)
+    patch = make_patch("good", generator(2), Light.draw(generator(1)), SIDE, 0.4 * SIDE)
     whole = np.full((SIDE * 3, SIDE * 3, 3), 60, np.uint8)
     for x, y in [(0, 0), (SIDE, 40), (-80, 300), (-2 * SIDE, 0)]:
         part, around = np.full((SIDE, SIDE, 3), 60, np.uint8), whole.copy()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from inspectd.capture.conveyor import Line
-from inspectd.model.synth import DEFECTS
+from inspectd.model.flange import DEFECTS
 from inspectd.verdict.schema import Verdict
 from inspectd.verdict.tail import Continuity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import socket
@@ -11,14 +10,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inspectd.capture.conveyor import Line
 from inspectd.config import HttpConfig, PublishConfig, parse_source
@@ -27,19 +25,19 @@ from inspectd.demo.view import make_view, summary
 from inspectd.errors import BundleError, InspectdError, UsageError
 from inspectd.model.bundle import load_bundle
 from inspectd.model.synth import is_complete, write_dataset
+from inspectd.progress import progress_bars
 from inspectd.verdict.schema import Verdict
 from inspectd.verdict.tail import Subscriber
 
-PER_CLASS = 200
+PER_CLASS = 250
 SEED = 1
 SOURCE = "conveyor:?seed=20"
 MARKER = "demo.json"
 """Says that a directory is the demo's, so that it may throw away what it finds half made there."""
 
+TRAIN_S = 60.0
 FIRST_VERDICT_S = 60.0
 STOP_S = 10.0
-
-OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +103,14 @@ def _make_parts(place: Place, console: Console) -> None:
     if is_complete(place.parts, PER_CLASS, SEED):
         return
     shutil.rmtree(place.bundle, ignore_errors=True)  # trained on other pictures
-    with _bar(console, "drawing parts") as advance:
-        write_dataset(place.parts, PER_CLASS, SEED, progress=advance, overwrite=True)
+    with progress_bars(console) as tell:
+        write_dataset(
+            place.parts,
+            PER_CLASS,
+            SEED,
+            progress=lambda done, total: tell("drawing parts", done, total),
+            overwrite=True,
+        )
 
 
 def _make_bundle(place: Place, console: Console) -> None:
@@ -114,7 +118,14 @@ def _make_bundle(place: Place, console: Console) -> None:
         bundle = load_bundle(place.bundle)
     except BundleError:
         shutil.rmtree(place.bundle, ignore_errors=True)  # half made, or damaged
-        bundle = _train(place, console)
+        from inspectd.model.train import TrainOptions, train  # torch, only where there is no bundle yet
+
+        # From random weights, because the demo has no network; small pictures, because it has a minute.
+        options = TrainOptions(
+            weights="none", size=96, epochs=10, batch_size=32, learning_rate=2e-3, seed=SEED, time_budget_s=TRAIN_S
+        )
+        with progress_bars(console) as tell:
+            bundle = train(place.parts, place.bundle, options, tell)
     console.print(f"model     {place.bundle}  ({bundle.short_hash})", highlight=False)
 
 
@@ -225,7 +236,7 @@ def _watch(
     stop: threading.Event,
     console: Console,
 ) -> float:
-    """Follow the stream until the time is up, somebody stops us, or the daemon ends; seconds since the first verdict."""
+    """Follow the stream until the time is up, somebody stops us, or the daemon ends; seconds it took."""
     started = time.monotonic()
     with Subscriber(endpoint, ["verdict/"]) as subscriber, make_view(console, score) as view:
         while not stop.is_set() and process.poll() is None:
@@ -240,18 +251,3 @@ def _watch(
             elif now - started > FIRST_VERDICT_S:
                 raise InspectdError(f"no verdict within {FIRST_VERDICT_S:.0f} s from {endpoint}; see the daemon's log")
     return time.monotonic() - score.started if score.started is not None else 0.0
-
-
-@contextmanager
-def _bar(console: Console, what: str) -> Iterator[OnProgress]:
-    """A progress bar on a terminal, a line before and after elsewhere."""
-    if not console.is_terminal:
-        started = time.monotonic()
-        console.print(f"{what} …")
-        yield lambda done, total: None
-        console.print(f"{what}: done in {time.monotonic() - started:.0f} s", highlight=False)
-        return
-    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -121,7 +121,7 @@ def summary(score: Score, seconds: float) -> Group:
     lines = [
         f"{score.seen} verdicts in {seconds:.0f} s: {rate:.1f} fps, latency p50 {p50:.1f} ms, p99 {p99:.1f} ms",
         f"right: {score.right} of {score.compared} frames with a known truth ({100 * score.agreement:.1f} %)",
-        f"wrong PASS: {score.wrong_pass} frames; defects not failed: {score.missed} frames; "
+        f"wrong PASS: {score.wrong_pass} frames; defects not failed: {score.missed} frames",
         f"verdicts lost on the way: {score.lost}",
     ]
     return Group(matrix(score), *lines)

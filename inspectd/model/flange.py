@@ -35,9 +35,9 @@ F32 = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Light:
-    """One lamp: where it stands, how hard it is, and how unevenly it lights the station."""
+    """A ring light that is not quite even: where it is strongest, and how much of it reaches each place."""
 
-    azimuth: float  # radians, towards the lamp; x to the right, y down
+    azimuth: float  # radians, towards its strongest side; x to the right, y down
     relief: float  # how strongly slopes show
     gloss: float  # brightness of the highlight on the turned face
     slope: float  # darkening from the lamp's side to the other, per side
@@ -46,11 +46,11 @@ class Light:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Light:
         return cls(
-            azimuth=math.radians(rng.uniform(-100, -80)),
-            relief=rng.uniform(0.6, 0.75),
-            gloss=rng.uniform(45, 65),
-            slope=rng.uniform(0.05, 0.2),
-            falloff=rng.uniform(0.15, 0.35),
+            azimuth=math.radians(rng.uniform(-120, -60)),
+            relief=rng.uniform(0.65, 0.8),
+            gloss=rng.uniform(20, 32),
+            slope=rng.uniform(0.05, 0.15),
+            falloff=rng.uniform(0.15, 0.3),
         )
 
     def field(self, width: int, height: int, side: int) -> U8:
@@ -81,15 +81,15 @@ def make_patch(kind: str, rng: np.random.Generator, light: Light, side: int, rad
     towards = (math.cos(light.azimuth - turn), math.sin(light.azimuth - turn))  # the lamp, as the part sees it
     albedo = _albedo(side, int(rng.integers(4))) * np.float32(rng.uniform(0.96, 1.04))
     cast = 1 + rng.uniform(-0.01, 0.01, 3)
-    slope = shape.slope_x * towards[0] + shape.slope_y * towards[1]
-    radial = shape.unit_x * towards[0] + shape.unit_y * towards[1]
-    cover = shape.cover
+    slope_x, slope_y, cover = shape.slope_x, shape.slope_y, shape.cover
     if kind == "dent":
-        bowl, cover = _dent(shape, rng, towards)
-        slope = slope + bowl
-        radial += 0.6 * bowl
-    fan = np.square(np.square(radial))  # turned metal shines along the radii that point to the lamp
-    grey = albedo * (1 + light.relief * slope) + light.gloss * shape.face * fan
+        bowl_x, bowl_y, cover = _dent(shape, rng)
+        slope_x, slope_y = slope_x + bowl_x, slope_y + bowl_y
+    # A ring light leaves slopes darker, whichever way they fall; that it is stronger on one side tells up from down.
+    steep = np.minimum(np.hypot(slope_x, slope_y), 1.2)
+    towards_lamp = slope_x * towards[0] + slope_y * towards[1]
+    fan = np.square(shape.unit_x * towards[0] + shape.unit_y * towards[1])  # turned metal shines along such radii
+    grey = albedo * (1 + light.relief * (0.4 * towards_lamp - 0.5 * steep)) + light.gloss * shape.face * fan * fan
     if kind == "scratch":
         _scratch(shape, rng, grey)
     film, tone = _stain(shape, rng) if kind == "stain" else (None, (0.0, 0.0, 0.0))
@@ -157,7 +157,7 @@ def _albedo(side: int, variant: int) -> F32:
     marks = marks + 2.5 * cv2.GaussianBlur(marks[:, None], (0, 0), 3)[:, 0]
     blotch = smooth_noise(rng, r.shape[1], r.shape[0], side * 0.05)
     hub = r < 0.5 * shape.scale
-    metal = 132 + 12 * hub + 4.5 * np.interp(r, np.arange(len(marks)), marks) + 2.5 * blotch
+    metal = 132 + 12 * hub + 3.5 * np.interp(r, np.arange(len(marks)), marks) + 2 * blotch
     return np.asarray(metal * shape.face + 26 * (1 - shape.face), np.float32)
 
 
@@ -174,14 +174,14 @@ def _from_holes(x: float, y: float) -> float:
     return min(math.hypot(x - hole_x, y - hole_y) for hole_x, hole_y in _HOLES) - _HOLE
 
 
-def _dent(shape: _Geometry, rng: np.random.Generator, towards: tuple[float, float]) -> tuple[F32, F32]:
-    """A blow on the face, or (one in three) a nick in the rim: slopes towards the lamp, and the cover that is left."""
+def _dent(shape: _Geometry, rng: np.random.Generator) -> tuple[F32, F32, F32]:
+    """A blow on the face, or (one in three) a nick in the rim: what it adds to the slopes, and the cover it leaves."""
     cover = shape.cover
-    if nick := rng.random() < 1 / 3:
+    if nick := rng.random() < 2 / 3:
         a = rng.uniform(0, math.tau)
-        centre, size, depth = (math.cos(a), math.sin(a)), rng.uniform(0.15, 0.24), 1.4
+        centre, size, depth = (math.cos(a), math.sin(a)), rng.uniform(0.28, 0.4), 1.4
     else:
-        centre, size, depth = _spot(rng, 0.05), rng.uniform(0.14, 0.2), rng.uniform(2.4, 3.4)
+        centre, size, depth = _spot(rng, 0.05), rng.uniform(0.28, 0.36), rng.uniform(5.0, 6.5)
     stretch, lie = rng.uniform(0.75, 1.0), rng.uniform(0, math.tau)
     dx, dy = shape.x - np.float32(centre[0]), shape.y - np.float32(centre[1])
     along = (dx * math.cos(lie) + dy * math.sin(lie)) / size
@@ -189,8 +189,8 @@ def _dent(shape: _Geometry, rng: np.random.Generator, towards: tuple[float, floa
     square = along * along + aside * aside
     if nick:
         cover = cover * np.clip((np.sqrt(square) - 0.75) * size * shape.scale + 0.5, 0, 1)
-    bowl = np.exp(-1.5 * square) * (depth / size)
-    return -bowl * (dx * towards[0] + dy * towards[1]) * shape.face, cover
+    bowl = np.exp(-1.5 * square) * (-depth / size) * shape.face
+    return bowl * dx, bowl * dy, cover
 
 
 def _scratch(shape: _Geometry, rng: np.random.Generator, grey: F32) -> None:
@@ -198,21 +198,21 @@ def _scratch(shape: _Geometry, rng: np.random.Generator, grey: F32) -> None:
     half = grey.shape[0] / 2
     while True:
         (x, y), a = _spot(rng, 0.0), rng.uniform(0, math.tau)
-        length, bend = rng.uniform(0.5, 1.2), rng.uniform(-0.5, 0.5)
+        length, bend = rng.uniform(0.8, 1.3), rng.uniform(-0.5, 0.5)
         t = np.linspace(-0.5, 0.5, 24)
         heading = a + bend * t
         line = np.stack([x + length * t * np.cos(heading), y + length * t * np.sin(heading)], 1)
         on_metal = [0.3 < math.hypot(*point) < 0.97 and _from_holes(*point) > 0 for point in line]
         if np.mean(on_metal) > 0.75:
             break
-    width = max(1.0, rng.uniform(0.016, 0.036) * shape.scale)
+    width = max(1.0, rng.uniform(0.035, 0.06) * shape.scale)
     points = np.round((line * shape.scale + half) * 16).astype(np.int32)
     mask = np.zeros(grey.shape, np.uint8)
     cv2.polylines(mask, [points], isClosed=False, color=255, thickness=round(width), lineType=cv2.LINE_AA, shift=4)
     cv2.polylines(mask, [points[6:18]], False, 255, round(width * 1.5), cv2.LINE_AA, 4)
     groove = mask.astype(np.float32) * shape.face / 255
     under = float((grey * groove).sum() / groove.sum())
-    strength = rng.uniform(65, 120) * (1 if under < 150 and rng.random() < 0.75 else -1)
+    strength = rng.uniform(85, 125) * (1 if under < 150 and rng.random() < 0.75 else -1)
     shift = max(1, round(width * 0.8))
     grey += strength * groove
     grey -= 0.45 * strength * np.roll(groove, (shift, shift), (0, 1)) * (1 - groove)
@@ -224,13 +224,13 @@ _STAINS = ((0.62, 0.45, 0.28), (0.50, 0.36, 0.30), (0.36, 0.36, 0.38), (0.60, 0.
 def _stain(shape: _Geometry, rng: np.random.Generator) -> tuple[F32, tuple[float, ...]]:
     """A ragged film with a darker edge: its opacity, and what it takes from red, green and blue."""
     x, y = _spot(rng, -0.02)
-    size = rng.uniform(0.18, 0.38)
+    size = rng.uniform(0.3, 0.5)
     coarse = rng.standard_normal((12, 12)).astype(np.float32)
     ragged = cv2.resize(coarse, shape.x.shape[::-1], interpolation=cv2.INTER_CUBIC)
     inside = 5 - np.hypot(shape.x - np.float32(x), shape.y - np.float32(y)) * np.float32(5 / size) + 1.25 * ragged
     film = np.clip(inside, 0, 1) * (1 + 0.35 * np.exp(-np.square(inside - 1))) / 1.35
     tone = _STAINS[rng.integers(len(_STAINS))]
-    return rng.uniform(0.6, 1.0) * film * shape.face, tuple(1 - share for share in tone)
+    return rng.uniform(0.75, 1.0) * film * shape.face, tuple(1 - share for share in tone)
 
 
 def _turned(layers: U8, shape: _Geometry, light: Light, turn: float, radius: float, side: int) -> Patch:
