@@ -81,9 +81,9 @@ def make_patch(kind: str, rng: np.random.Generator, light: Light, side: int, rad
     towards = (math.cos(light.azimuth - turn), math.sin(light.azimuth - turn))  # the lamp, as the part sees it
     albedo = _albedo(side, int(rng.integers(4))) * np.float32(rng.uniform(0.96, 1.04))
     cast = 1 + rng.uniform(-0.01, 0.01, 3)
-    slope_x, slope_y, cover = shape.slope_x, shape.slope_y, shape.cover
+    slope_x, slope_y = shape.slope_x, shape.slope_y
     if kind == "dent":
-        bowl_x, bowl_y, cover = _dent(shape, rng)
+        bowl_x, bowl_y = _dent(shape, rng)
         slope_x, slope_y = slope_x + bowl_x, slope_y + bowl_y
     # A ring light leaves slopes darker, whichever way they fall; that it is stronger on one side tells up from down.
     steep = np.minimum(np.hypot(slope_x, slope_y), 1.2)
@@ -93,12 +93,12 @@ def make_patch(kind: str, rng: np.random.Generator, light: Light, side: int, rad
     if kind == "scratch":
         _scratch(shape, rng, grey)
     film, tone = _stain(shape, rng) if kind == "stain" else (None, (0.0, 0.0, 0.0))
-    grey = np.maximum(grey, 0) * cover
+    grey = np.maximum(grey, 0) * shape.cover
     channels = []
     for gain, taken in zip(cast, tone, strict=True):
         lit = grey if film is None else grey * (1 - taken * film)
         channels.append(cv2.convertScaleAbs(lit, alpha=gain))
-    layers = to_u8(cv2.merge([*channels, cv2.convertScaleAbs(cover, alpha=255)]))
+    layers = to_u8(cv2.merge([*channels, cv2.convertScaleAbs(shape.cover, alpha=255)]))
     return _turned(layers, shape, light, turn, radius, side)
 
 
@@ -174,23 +174,15 @@ def _from_holes(x: float, y: float) -> float:
     return min(math.hypot(x - hole_x, y - hole_y) for hole_x, hole_y in _HOLES) - _HOLE
 
 
-def _dent(shape: _Geometry, rng: np.random.Generator) -> tuple[F32, F32, F32]:
-    """A blow on the face, or (one in three) a nick in the rim: what it adds to the slopes, and the cover it leaves."""
-    cover = shape.cover
-    if nick := rng.random() < 2 / 3:
-        a = rng.uniform(0, math.tau)
-        centre, size, depth = (math.cos(a), math.sin(a)), rng.uniform(0.28, 0.4), 1.4
-    else:
-        centre, size, depth = _spot(rng, 0.05), rng.uniform(0.28, 0.36), rng.uniform(5.0, 6.5)
+def _dent(shape: _Geometry, rng: np.random.Generator) -> tuple[F32, F32]:
+    """A blow on the face: what it adds to the slopes."""
+    (x, y), size, depth = _spot(rng, 0.05), rng.uniform(0.28, 0.36), rng.uniform(5.0, 6.5)
     stretch, lie = rng.uniform(0.75, 1.0), rng.uniform(0, math.tau)
-    dx, dy = shape.x - np.float32(centre[0]), shape.y - np.float32(centre[1])
+    dx, dy = shape.x - np.float32(x), shape.y - np.float32(y)
     along = (dx * math.cos(lie) + dy * math.sin(lie)) / size
     aside = (dy * math.cos(lie) - dx * math.sin(lie)) / (size * stretch)
-    square = along * along + aside * aside
-    if nick:
-        cover = cover * np.clip((np.sqrt(square) - 0.75) * size * shape.scale + 0.5, 0, 1)
-    bowl = np.exp(-1.5 * square) * (-depth / size) * shape.face
-    return bowl * dx, bowl * dy, cover
+    bowl = np.exp(-1.5 * (along * along + aside * aside)) * (-depth / size) * shape.face
+    return bowl * dx, bowl * dy
 
 
 def _scratch(shape: _Geometry, rng: np.random.Generator, grey: F32) -> None:
