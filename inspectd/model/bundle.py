@@ -130,9 +130,7 @@ class Bundle:
             BundleError: the bundle has no such copy.
         """
         if copy not in self.copies:
-            raise BundleError(
-                f"{self.path}: has no {copy} copy; `inspectd train` writes one"
-            )
+            raise BundleError(f"{self.path}: has no {copy} copy; `inspectd train` writes one")
         return self.path / COPY_MODEL[copy]
 
 
