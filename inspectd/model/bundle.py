@@ -147,6 +147,8 @@ def load_bundle(path: Path) -> Bundle:
         BundleError: missing, of a newer format, with a pickle, or changed since it was written.
     """
     manifest_path = path / MANIFEST
+    if manifest_path.exists() and not manifest_path.is_file():
+        raise BundleError(f"{manifest_path}: is no plain file; copy the bundle again")
     try:
         raw = manifest_path.read_bytes()
     except NotADirectoryError:
@@ -173,7 +175,7 @@ def _parse_manifest(manifest_path: Path, raw: bytes) -> Manifest:
         raise BundleError(
             f"{manifest_path}: has format {version}, this inspectd reads up to {FORMAT_VERSION}; upgrade inspectd"
         )
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise BundleError(f"{manifest_path}: format_version is {version!r}, expected {FORMAT_VERSION}")
     try:
         return Manifest.model_validate_json(raw)
@@ -193,34 +195,38 @@ def _verify_files(root: Path, manifest: Manifest) -> None:
     for name in present - set(manifest.files):
         if name.lower().endswith(_PICKLES):
             raise BundleError(f"{root / name}: pickled weights are never loaded; remove the file")
-        if name.split("/")[0] in COPY_MODEL:
+        if name == WEIGHTS or name.split("/")[0] in COPY_MODEL:
             raise BundleError(f"{root / name}: is not listed in {MANIFEST}; remove it or make the bundle again")
     for name, expected in manifest.files.items():
-        parts = Path(name).parts
-        if Path(name).is_absolute() or ".." in parts or not parts:
-            raise BundleError(f"{root / MANIFEST}: files: {name!r} lies outside the bundle")
-        if name.lower().endswith(_PICKLES):
-            raise BundleError(f"{root / name}: pickled weights are never loaded; export safetensors instead")
-        try:
-            actual = file_sha256(root / name)
-        except FileNotFoundError:
-            raise BundleError(f"{root / name}: missing, though {MANIFEST} lists it; copy the bundle whole") from None
-        except OSError as err:
-            raise BundleError(f"{root / name}: cannot be read: {err.strerror}") from err
-        if actual != expected:
-            raise BundleError(
-                f"{root / name}: SHA-256 is {actual[:12]}…, {MANIFEST} says {expected[:12]}…; "
-                "the file was changed or damaged, copy the bundle again"
-            )
+        _verify_file(root, name, expected)
+
+
+def _verify_file(root: Path, name: str, expected: str) -> None:
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts or not name.isprintable():
+        raise BundleError(f"{root / MANIFEST}: files: {name!r} lies outside the bundle")
+    if name.lower().endswith(_PICKLES):
+        raise BundleError(f"{root / name}: pickled weights are never loaded; export safetensors instead")
+    if os.path.realpath(root / name) != os.path.join(os.path.realpath(root), *parts):
+        raise BundleError(f"{root / name}: is a link; copy the bundle whole, with the files themselves")
+    if (root / name).exists() and not (root / name).is_file():
+        raise BundleError(f"{root / name}: is no plain file; copy the bundle again")  # reading a pipe would block
+    try:
+        actual = file_sha256(root / name)
+    except FileNotFoundError:
+        raise BundleError(f"{root / name}: missing, though {MANIFEST} lists it; copy the bundle whole") from None
+    except OSError as err:
+        raise BundleError(f"{root / name}: cannot be read: {err.strerror}") from err
+    if actual != expected:
+        raise BundleError(
+            f"{root / name}: SHA-256 is {actual[:12]}…, {MANIFEST} says {expected[:12]}…; "
+            "the file was changed or damaged, copy the bundle again"
+        )
 
 
 def _files_below(root: Path) -> set[str]:
-    return {
-        (Path(folder) / name).relative_to(root).as_posix()
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name not in (MANIFEST, f".{MANIFEST}.new")
-    }
+    found = {(Path(folder) / name).relative_to(root).as_posix() for folder, _, names in os.walk(root) for name in names}
+    return found - {MANIFEST, f".{MANIFEST}.new"}
 
 
 def write_manifest(root: Path, manifest: Manifest) -> Bundle:

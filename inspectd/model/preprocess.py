@@ -6,7 +6,7 @@ network's size, and only then turned into RGB, in one pass, where the engine wil
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 import numpy as np
@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from inspectd.frame import U8, Box, ColorMatrix, Frame
 from inspectd.model.resample import Resampler
+
+
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class PreprocessSpec(BaseModel):
@@ -31,8 +35,8 @@ class PreprocessSpec(BaseModel):
     resize: Literal["stretch"] = "stretch"
     interpolation: Literal["area"] = "area"
     channels: Literal["rgb"] = "rgb"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[_Finite, _Finite, _Finite] = (0.485, 0.456, 0.406)
+    std: tuple[_Scale, _Scale, _Scale] = (0.229, 0.224, 0.225)
 
 
 # Luma weights of red and blue: ITU-R BT.601-7 2.5.1 and BT.709-6 3.2.
