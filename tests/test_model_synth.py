@@ -52,7 +52,7 @@ def test_defects_differ_in_strength_and_place():
             change = np.abs(bad - good).max(axis=2)
             strength.append(np.percentile(change[change > 4], 90))
             place.append(np.argwhere(change > 10).mean(axis=0))
-        assert max(strength) > 1.5 * min(strength)
+        assert max(strength) > 1.25 * min(strength), kind
         assert np.std(place, axis=0).min() > 0.1 * SIDE
 
 

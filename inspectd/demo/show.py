@@ -31,6 +31,7 @@ from inspectd.verdict.tail import Subscriber
 
 PER_CLASS = 250
 SEED = 1
+SIZE = (240, 240)  # of a drawn part; more than the network sees
 SOURCE = "conveyor:?seed=20"
 MARKER = "demo.json"
 """Says that a directory is the demo's, so that it may throw away what it finds half made there."""
@@ -99,7 +100,7 @@ def _take(directory: Path) -> Place:
 
 
 def _make_parts(place: Place, console: Console) -> None:
-    if is_complete(place.parts, PER_CLASS, SEED):
+    if is_complete(place.parts, PER_CLASS, SEED, SIZE):
         return
     shutil.rmtree(place.bundle, ignore_errors=True)  # trained on other pictures
     with progress_bars(console) as tell:
@@ -121,7 +122,7 @@ def _make_bundle(place: Place, console: Console) -> None:
 
         # From random weights, because the demo has no network; small pictures, because it has a minute. By
         # steps and not by time, so that a slower machine waits longer for the same model.
-        options = TrainOptions(weights="none", size=96, epochs=10, batch_size=32, learning_rate=2e-3, seed=SEED)
+        options = TrainOptions(weights="none", size=96, epochs=9, batch_size=32, learning_rate=2e-3, seed=SEED)
         with progress_bars(console) as tell:
             bundle = train(place.parts, place.bundle, options, tell)
     console.print(f"model     {place.bundle}  ({bundle.short_hash})", highlight=False)
