@@ -207,7 +207,7 @@ def _verify_file(root: Path, name: str, expected: str) -> None:
         raise BundleError(f"{root / MANIFEST}: files: {name!r} lies outside the bundle")
     if name.lower().endswith(_PICKLES):
         raise BundleError(f"{root / name}: pickled weights are never loaded; export safetensors instead")
-    if os.path.realpath(root / name) != os.path.join(os.path.realpath(root), *parts):
+    if os.path.realpath(root / name) != str(Path(os.path.realpath(root), *parts)):
         raise BundleError(f"{root / name}: is a link; copy the bundle whole, with the files themselves")
     if (root / name).exists() and not (root / name).is_file():
         raise BundleError(f"{root / name}: is no plain file; copy the bundle again")  # reading a pipe would block

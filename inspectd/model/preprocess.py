@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from inspectd.frame import U8, Box, ColorMatrix, Frame
 from inspectd.model.resample import Resampler
 
-
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -22,6 +22,7 @@ from inspectd.frame import U8
 from inspectd.model.flange import DEFECTS, F32, RADIUS, Light, Patch, generator, make_patch, smooth_noise, to_u8
 
 KINDS: tuple[str, ...] = ("good", *DEFECTS, "empty")
+DRAWING = 2  # counts up when the same seed draws other pictures, so that kept ones are drawn anew
 PICTURE_SIZE = (320, 320)  # width, height of a written picture
 DRIFT = 0.03  # of parts across the belt, either way
 MARKER = "synth.json"
@@ -133,7 +134,7 @@ def is_complete(
 
 
 def _asked(counts: dict[str, int], seed: int, size: tuple[int, int]) -> dict[str, Any]:
-    return {"made_by": "inspectd synth", "counts": dict(counts), "seed": seed, "size": list(size)}
+    return {"made_by": "inspectd synth", "drawing": DRAWING, "counts": dict(counts), "seed": seed, "size": list(size)}
 
 
 def _marker(directory: Path) -> dict[str, Any] | None:
