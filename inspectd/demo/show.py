@@ -105,11 +105,7 @@ def _make_parts(place: Place, console: Console) -> None:
     shutil.rmtree(place.bundle, ignore_errors=True)  # trained on other pictures
     with progress_bars(console) as tell:
         write_dataset(
-            place.parts,
-            PER_CLASS,
-            SEED,
-            progress=lambda done, total: tell("drawing parts", done, total),
-            overwrite=True,
+            place.parts, PER_CLASS, SEED, SIZE, lambda done, total: tell("drawing parts", done, total), overwrite=True
         )
 
 
