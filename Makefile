@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the tests use beside Python packages: an RTSP server (GStreamer), Prometheus, systemd's checker.
 APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly prometheus systemd gcc libc6-dev
+	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly prometheus systemd openssl gcc libc6-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-soak test-cuda bench lint clean system-packages
