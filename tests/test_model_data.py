@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inspectd.errors import DataError
+from inspectd.errors import DataError, UsageError
 from inspectd.model.data import load_pictures, open_dataset, role_of
 from inspectd.model.pictures import decode_picture, read_picture
 from inspectd.model.preprocess import PreprocessSpec
+from inspectd.model.survey import survey
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.dstack([RAMP, RAMP.T, 255 - RAMP])  # uint8 [16, 16, 3] RGB, not symmetric in any way
@@ -191,15 +192,97 @@ def test_pictures_go_through_the_one_preprocessing(tmp_path):
     assert loaded.labels.tolist() == [sample.label for sample in dataset.splits["train"]]
 
 
-def test_all_unreadable_pictures_are_counted_and_the_first_named(tmp_path):
+def test_pictures_in_one_pass_are_those_read_by_themselves(tmp_path):
+    """Split, reordered and with one left out between them, each row is still the picture of its sample."""
+    write(tmp_path, good=12, dent=9)
+    (tmp_path / "dent" / "004.png").write_bytes(b"no picture")
+    spec = PreprocessSpec(width=24, height=16)
+    dataset = open_dataset(tmp_path, seed=3, test_fraction=0.2, spec=spec)
+    assert {split: len(found) for split, found in dataset.pictures.items()} == {"train": 12, "val": 4, "test": 4}
+    for split, found in dataset.splits.items():
+        alone = load_pictures(found, spec)
+        assert (dataset.pictures[split].pixels == alone.pixels).all()
+        assert (dataset.pictures[split].labels == alone.labels).all()
+
+
+def test_a_few_unreadable_pictures_are_left_out_and_told(tmp_path):
+    write(tmp_path, good=8, dent=8)
+    (tmp_path / "dent" / "002.png").write_bytes(b"no picture")
+    (tmp_path / "good" / "005.png").write_bytes(b"")
+    dataset = open_dataset(tmp_path)
+    assert [name for name, _ in dataset.unreadable] == ["dent/002.png", "good/005.png"]
+    assert "is no picture that can be read" in dataset.unreadable[0][1]
+    assert not {"dent/002.png", "good/005.png"} & (names(dataset, "train") | names(dataset, "val"))
+    assert sum(len(found) for found in dataset.splits.values()) == 14
+
+
+def test_a_class_that_is_mostly_unreadable_is_refused(tmp_path):
+    """All are counted and the first named, in one line."""
     write(tmp_path, good=8, dent=8)
     for index in range(5):
         (tmp_path / "dent" / f"{index:03}.png").write_bytes(f"no picture {index}".encode())
-    dataset = open_dataset(tmp_path, val_fraction=0.2)
-    everything = [sample for found in dataset.splits.values() for sample in found]
-    with pytest.raises(DataError, match=r"5 of 16 pictures cannot be used: .* and 2 more; remove") as caught:
-        load_pictures(everything, PreprocessSpec(width=20, height=20))
+    words = r"5 of 8 pictures of class 'dent' cannot be used: .*000.png.* and 2 more; remove"
+    with pytest.raises(DataError, match=words) as caught:
+        open_dataset(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_breaks_after_the_split_is_refused(tmp_path):
+    """Asked for by name, a picture is there or the answer is no."""
+    write(tmp_path, good=4, dent=4)
+    samples = open_dataset(tmp_path).splits["train"]
+    samples[2].path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"1 of 6 pictures cannot be used: .*; remove"):
+        load_pictures(samples, PreprocessSpec(width=20, height=20))
+
+
+def test_roles_can_be_said(tmp_path):
+    """What was said counts: beside --ok smooth, good is no good part."""
+    write(tmp_path, smooth=4, good=4, dent=4, belt=4)
+    roles = {spec.name: spec.role for spec in open_dataset(tmp_path, ok=["smooth"], empty=["belt"]).classes}
+    assert roles == {"smooth": "ok", "good": "defect", "dent": "defect", "belt": "empty"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ok": ["goood"]}, "--ok goood: no such class .* dent, good"),
+        ({"empty": ["belt"]}, "--empty belt: no such class"),
+        ({"ok": ["good"], "empty": ["good"]}, "a class is one of the two"),
+        ({"ok": ["good", "dent"]}, "no defect class"),
+        ({"groups": "part"}, "0 capture groups"),
+        ({"groups": "(part"}, "is no regular expression"),
+        ({"groups": "(part)_"}, "matches none of 8 file names, as 000.png"),
+        ({"val_fraction": 0.6, "test_fraction": 0.4}, "leave nothing to train with"),
+        ({"val_fraction": 0.0}, "leave nothing"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, given, words):
+    write(tmp_path, good=4, dent=4)
+    with pytest.raises(UsageError, match=words):
+        open_dataset(tmp_path, **given)
+
+
+def test_a_test_split_leaves_the_validation_pictures_as_they_are(tmp_path):
+    write(tmp_path, good=20, dent=10)
+    without, dataset = open_dataset(tmp_path), open_dataset(tmp_path, test_fraction=0.2)
+    assert "test" not in without.splits
+    assert dataset.counts("test") == {"dent": 2, "good": 4}
+    assert names(dataset, "val") == names(without, "val")
+    assert not names(dataset, "test") & (names(dataset, "val") | names(dataset, "train"))
+
+
+def test_files_of_one_part_lie_on_one_side(tmp_path):
+    """A part that the file name tells, also where one frame shows the scratch and another does not."""
+    write(tmp_path, good=30, scratch=12)
+    for path in sorted(tmp_path.rglob("*.png")):
+        path.rename(path.with_name(f"part{int(path.stem) // 3:02}_{path.stem}.png"))
+    for seed in range(5):
+        dataset = open_dataset(tmp_path, seed=seed, groups=r"(part\d+)_")
+        sides = [{name.split("/")[1][:6] for name in names(dataset, split)} for split in ("train", "val")]
+        assert not sides[0] & sides[1]
+        assert dataset.counts("val")["good"] in (6, 7)
+        assert dataset.counts("val")["scratch"] > 0
 
 
 def test_a_picture_in_two_classes_is_refused(tmp_path):
@@ -209,20 +292,35 @@ def test_a_picture_in_two_classes_is_refused(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_a_picture_to_train_and_to_judge_by_is_refused(tmp_path):
+def test_a_picture_to_train_and_to_judge_by_only_judges(tmp_path):
+    """It is left out of what is learnt from, said so, and its pixels are those of the pictures that remain."""
     write(tmp_path / "train", good=4, dent=4)
     for name in ("good", "dent"):
         (tmp_path / "val" / name).mkdir(parents=True)
         (tmp_path / "val" / name / "a.png").write_bytes((tmp_path / "train" / name / "000.png").read_bytes())
-    with pytest.raises(DataError, match="2 pictures are in two of train/, val/, test/"):
-        open_dataset(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "000.xml").write_text("<annotation/>")
+    spec = PreprocessSpec(width=20, height=20)
+    dataset = open_dataset(tmp_path, spec=spec)
+    assert names(dataset, "train") == {f"train/{kind}/00{n}.png" for kind in ("good", "dent") for n in (1, 2, 3)}
+    assert dataset.leaked == (("train/dent/000.png", "val/dent/a.png"), ("train/good/000.png", "val/good/a.png"))
+    for split, samples in dataset.splits.items():
+        again = load_pictures(samples, spec)
+        assert np.array_equal(dataset.pictures[split].pixels, again.pixels)
+        assert np.array_equal(dataset.pictures[split].labels, again.labels)
+    findings = [finding for finding in survey(dataset) if finding.kind == "leakage"]
+    assert findings[0].pictures == ("train/dent/000.png", "train/good/000.png")
 
 
 def test_folders_that_mean_nothing_are_refused(tmp_path):
     """Each in one line that says what to change."""
     (tmp_path / "file").write_text("x")
     write(tmp_path / "odd", good=2, schäden=2)
+    write(tmp_path / "bare", good=0, dent=0)
     write(tmp_path / "texts", good=0, dent=0)
+    (tmp_path / "texts" / "dent" / "notes.txt").write_text("x")
+    write(tmp_path / "half", good=4, dent=0)
+    (tmp_path / "half" / "dent" / "notes.txt").write_text("x")
     write(tmp_path / "one", good=4, dent=1)
     write(tmp_path / "beside" / "train", good=4, dent=4)
     write(tmp_path / "beside" / "valid", good=1, dent=1)
@@ -232,7 +330,9 @@ def test_folders_that_mean_nothing_are_refused(tmp_path):
         "missing": "no such folder",
         "file": "is no folder",
         "odd": "names become labels",
-        "texts": "no pictures found",
+        "bare": "no pictures found; readable are",
+        "texts": "no pictures found; other files: 1, the first dent/notes.txt",
+        "half": "class 'dent' has no pictures; other files: 1",
         "one": "has no picture for val",
         "beside": "expected train/, val/ and test/ only",
         "more": "there is no such class",

@@ -1,6 +1,6 @@
 """A folder of labelled pictures, read without surprises.
 
-    DATA/<class>/…                      split here, by a seeded hash of each picture's content
+    DATA/<class>/…                      split here, by a seeded hash; pictures of one part stay together
     DATA/{train,val,test}/<class>/…     taken as it is; without val/, it is split off train/
 
 The role of a class comes from its folder's name: ok, good, pass, normal, free are good parts; empty is
@@ -10,34 +10,43 @@ an empty station; everything else is a defect.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
-from inspectd.errors import DataError
+from inspectd.errors import DataError, UsageError
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec, Role, file_sha256
-from inspectd.model.pictures import SUFFIXES, read_picture
-from inspectd.model.preprocess import PreprocessSpec, preprocess_picture
+from inspectd.model.bundle import ClassSpec
+from inspectd.model.folder import EMPTY_NAMES, OK_NAMES, SPLITS, File, Split, find_pictures, role_of
+from inspectd.model.pictures import SUFFIXES
+from inspectd.model.preprocess import PreprocessSpec
+from inspectd.model.reading import Look, Reading, read_all
+from inspectd.model.similar import near_duplicates
+from inspectd.model.split import assign, name_groups
 
-log = structlog.get_logger(__name__)
+__all__ = [
+    "EMPTY_NAMES",
+    "OK_NAMES",
+    "SPLITS",
+    "Dataset",
+    "Pictures",
+    "Sample",
+    "Split",
+    "load_pictures",
+    "open_dataset",
+    "role_of",
+]
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-OK_NAMES = frozenset({"ok", "good", "pass", "normal", "free"})
-EMPTY_NAMES = frozenset({"empty"})
-
-_READERS = 4
 _NAMED_AT_MOST = 3  # pictures named in an error
+_FEWEST_KEPT = 2  # pictures of a class: one to train, one to validate
+_LOST_AT_MOST = 0.5  # of a class, unreadable; more and something is wrong with the folder
+
+Progress = Callable[[int, int], None]
+"""Called with pictures read and pictures in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +60,6 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Dataset:
-    """What a data folder holds, pictures not decoded yet. `fingerprint` identifies names and contents."""
-
-    root: Path
-    classes: tuple[ClassSpec, ...]
-    splits: dict[Split, tuple[Sample, ...]]
-    fingerprint: str
-
-    def counts(self, split: Split) -> dict[str, int]:
-        """Pictures per class name."""
-        found = Counter(sample.label for sample in self.splits[split])
-        return {spec.name: found[label] for label, spec in enumerate(self.classes)}
-
-
-@dataclass(frozen=True, slots=True)
 class Pictures:
     """Preprocessed pictures in memory: pixels uint8 [N, height, width, 3] RGB, labels int64 [N]."""
 
@@ -76,179 +70,245 @@ class Pictures:
         return len(self.labels)
 
 
-def role_of(class_name: str) -> Role:
-    """The role that a class has by its folder's name."""
-    name = class_name.lower()
-    return "ok" if name in OK_NAMES else "empty" if name in EMPTY_NAMES else "defect"
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """What a data folder holds. `fingerprint` identifies names and contents.
+
+    `model.survey` turns the rest into findings that people can act on.
+    """
+
+    root: Path
+    classes: tuple[ClassSpec, ...]
+    splits: dict[Split, tuple[Sample, ...]]
+    fingerprint: str
+    pictures: dict[Split, Pictures] = field(default_factory=dict)
+    """In the order of `splits`, where a preprocess spec was given."""
+    looks: dict[str, Look] = field(default_factory=dict)
+    """What each sample looks like, by its name."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """Names of pictures that were left out, and why."""
+    ignored: tuple[str, ...] = ()
+    """Names of files in class folders that are no pictures by their suffix."""
+    similar: tuple[tuple[str, str], ...] = ()
+    """Names of near duplicates, in pairs."""
+    chained: tuple[str, ...] = ()
+    """Classes that look too much alike for near duplicates to be told; only equal pictures stay together there."""
+    leaked: tuple[tuple[str, str], ...] = ()
+    """Names of pictures of train/ or val/ that were left out, and of the equal one in val/ or test/."""
+
+    def counts(self, split: Split) -> dict[str, int]:
+        """Pictures per class name."""
+        found = Counter(sample.label for sample in self.splits[split])
+        return {spec.name: found[label] for label, spec in enumerate(self.classes)}
 
 
-def open_dataset(root: Path, *, seed: int = 0, val_fraction: float = 0.2) -> Dataset:
-    """Find the pictures, hash them, and split them. Every class has pictures to train and to validate.
+def open_dataset(
+    root: Path,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    ok: Sequence[str] = (),
+    empty: Sequence[str] = (),
+    groups: str | None = None,
+    spec: PreprocessSpec | None = None,
+    on_progress: Progress | None = None,
+) -> Dataset:
+    """Find the pictures, read each once, and split them. Every class has pictures to train and to validate.
+
+    Pictures that cannot be read are left out where the class keeps enough; nothing is logged, see `model.survey`.
+
+    Args:
+        val_fraction: share of each class to validate with, where there is no val/.
+        test_fraction: share of each class to set aside as `test`, where no split is given but train/.
+        ok: the classes that are good parts, instead of those that are called so.
+        empty: the classes that are an empty station, instead of those that are called so.
+        groups: regular expression whose capture group, searched in the file's name, tells the part; pictures of
+            one part lie on one side. Equal pictures and near duplicates do without it.
+        spec: also keep every picture as the network sees it, in `Dataset.pictures`.
 
     Raises:
+        UsageError: fractions or `groups` make no sense.
         DataError: no such folder, no pictures, a class that is empty, alone or of an unusable name,
-            no defect class, or pictures that contradict each other.
+            no defect class, too many unreadable pictures, or pictures that contradict each other.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: {'is no folder' if root.exists() else 'no such folder'}; give one folder per class")
-    folders = _subfolders(root)
-    given = [folder.name for folder in folders if folder.name in SPLITS]
-    names = _class_names(root / "train" if "train" in given else root)
-    if "train" not in given:
-        samples = _split(_scan(root, root, names), seed, val_fraction)
-    else:
-        if strange := [folder.name for folder in folders if folder.name not in SPLITS]:
-            raise DataError(f"{root / strange[0]}: unknown beside train/; expected train/, val/ and test/ only")
-        samples = {split: _scan(root, root / split, names) for split in SPLITS if split in given}
-        if "val" not in samples:
-            samples.update(_split(samples["train"], seed, val_fraction))
-    _refuse_gaps(root, names, samples)
+    if not (0 < val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise UsageError(f"shares {val_fraction} to validate and {test_fraction} to test leave nothing to train with")
+    classes, files, ignored = find_pictures(root, ok, empty)
+    parts = name_groups([file.path.name for file in files], groups) if groups else [None] * len(files)
+    pixels = None if spec is None else np.empty((len(files), spec.height, spec.width, 3), np.uint8)
+    readings = read_all([file.path for file in files], spec, pixels, on_progress)
+    kept = [index for index, reading in enumerate(readings) if reading.look is not None]
+    samples = [Sample(files[i].path, files[i].name, files[i].label, readings[i].sha256) for i in kept]
+    looks = {files[i].name: look for i in kept if (look := readings[i].look) is not None}
+    _refuse_gaps(root, classes, files, readings, ignored)
+
+    near = _near(samples, looks)
+    given = [files[i].given for i in kept]
+    needed: tuple[Split, ...] = ("train", "val", "test") if test_fraction and not any(given) else ("train", "val")
+    places, chained = assign(
+        [sample.label for sample in samples],
+        [sample.sha256 for sample in samples],
+        given,
+        near,
+        [parts[i] for i in kept],
+        seed,
+        (val_fraction, test_fraction) if len(needed) == len(SPLITS) else (val_fraction,),
+    )
+    rows: dict[Split, list[int]] = {split: [] for split in SPLITS if split in places or split in needed}
+    for row in sorted(range(len(samples)), key=lambda row: samples[row].name):
+        rows[places[row]].append(row)
     _refuse_contradictions(samples)
-    everything = sorted((sample for split in samples.values() for sample in split), key=lambda sample: sample.name)
-    digest = hashlib.sha256()
-    for sample in everything:
-        digest.update(f"{sample.name}\0{sample.sha256}\n".encode())
-    classes = tuple(ClassSpec(name=name, role=role_of(name)) for name in names)
-    return Dataset(root, classes, {split: tuple(found) for split, found in samples.items()}, digest.hexdigest())
+    rows, leaked = _without_leaks(rows, samples)
+    splits = {split: tuple(samples[row] for row in found) for split, found in rows.items()}
+    _refuse_one_sided(root, classes, splits, needed)
+    used = {row for found in rows.values() for row in found}
+    return Dataset(
+        root,
+        classes,
+        splits,
+        _fingerprint(samples),
+        {} if pixels is None else _pictures(pixels, samples, rows, kept),
+        looks,
+        tuple((file.name, r.error) for file, r in zip(files, readings, strict=True) if r.error is not None),
+        ignored,
+        tuple((samples[i].name, samples[j].name) for i, j in near if i in used and j in used),
+        tuple(classes[label].name for label in sorted(chained)),
+        leaked,
+    )
 
 
-def load_pictures(
-    samples: Sequence[Sample], spec: PreprocessSpec, on_progress: Callable[[int, int], None] | None = None
-) -> Pictures:
+def load_pictures(samples: Sequence[Sample], spec: PreprocessSpec, on_progress: Progress | None = None) -> Pictures:
     """Decode and preprocess the pictures, exactly as the line does.
 
     Raises:
         DataError: pictures that cannot be read; the first few are named.
     """
-
-    def load(sample: Sample) -> U8 | str:
-        try:
-            return preprocess_picture(read_picture(sample.path), spec)
-        except DataError as err:
-            return str(err)
-
     pixels = np.empty((len(samples), spec.height, spec.width, 3), np.uint8)
-    unreadable = []
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="picture-reader") as pool:
-        for index, loaded in enumerate(pool.map(load, samples)):
-            if isinstance(loaded, str):
-                unreadable.append(loaded)
-            else:
-                pixels[index] = loaded
-            if on_progress is not None:
-                on_progress(index + 1, len(samples))
-    if unreadable:
-        raise DataError(
-            f"{len(unreadable)} of {len(samples)} pictures cannot be used: {_first(unreadable, '; ')}; "
-            "remove or replace them"
-        )
+    readings = read_all([sample.path for sample in samples], spec, pixels, on_progress)
+    _refuse_unreadable([reading.error for reading in readings if reading.error is not None], len(samples))
     return Pictures(pixels, np.array([sample.label for sample in samples], np.int64))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+# -- pixels and prints --------------------------------------------------------------------------------
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(entry.name for entry in _subfolders(folder))
-    if not names:
-        raise DataError(f"{folder}: has no class folders; expected {folder}/good, {folder}/scratch, …")
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_. -]{0,63}", name):
-            raise DataError(
-                f"{folder}: class folder {name!r}: names become labels; use up to 64 letters, digits, _ . - and spaces"
-            )
-    if len(names) == 1:
-        raise DataError(f"{folder}: {names[0]!r} is the only class; two or more are needed, one of them a defect")
-    roles = [role_of(name) for name in names]
-    if "defect" not in roles:
-        raise DataError(f"{folder}: no defect class; folders are {', '.join(names)}")
-    if "ok" not in roles:
-        log.warning("no_ok_class", folder=str(folder), expected=sorted(OK_NAMES), note="such a bundle never passes")
-    return names
+def _near(samples: Sequence[Sample], looks: dict[str, Look]) -> list[tuple[int, int]]:
+    if not samples:
+        return []
+    pairs = near_duplicates(np.stack([looks[sample.name].print for sample in samples]))
+    return [(int(i), int(j)) for i, j in pairs]
 
 
-def _scan(root: Path, folder: Path, names: Sequence[str]) -> list[Sample]:
-    """Every picture below the class folders of `folder`, in a stable order."""
-    if strange := [entry.name for entry in _subfolders(folder) if entry.name not in names]:
-        raise DataError(f"{folder / strange[0]}: there is no such class in {root / 'train'}")
-    found = []
-    for label, name in enumerate(names):
-        found += [(path, label) for path in _picture_files(folder / name)]
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="picture-hasher") as pool:
-        hashes = pool.map(_hash, [path for path, _ in found])
-        return [
-            Sample(path, path.relative_to(root).as_posix(), label, sha256)
-            for (path, label), sha256 in zip(found, hashes, strict=True)
-        ]
+def _pictures(
+    pixels: U8, samples: Sequence[Sample], rows: dict[Split, list[int]], kept: Sequence[int]
+) -> dict[Split, Pictures]:
+    """The pixels of each split, as views of the one array, whose rows are put in that order."""
+    order = [kept[row] for found in rows.values() for row in found]
+    _reorder(pixels, order + sorted(set(range(len(pixels))) - set(order)))
+    pictures, start = {}, 0
+    for split, found in rows.items():
+        labels = np.array([samples[row].label for row in found], np.int64)
+        pictures[split] = Pictures(pixels[start : start + len(found)], labels)
+        start += len(found)
+    return pictures
 
 
-def _hash(path: Path) -> str:
-    try:
-        return file_sha256(path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be read: {err.strerror}") from err
-
-
-def _picture_files(folder: Path) -> Iterator[Path]:
-    ignored = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
+def _reorder(rows: U8, order: Sequence[int]) -> None:
+    """rows[k] = rows[order[k]] for a permutation, in place: one row of memory instead of as many again."""
+    done = [False] * len(order)
+    for start in range(len(order)):
+        if done[start]:
             continue
-        if path.suffix.lower() in SUFFIXES:
-            yield path
-        elif path.name.lower() not in ("thumbs.db", "desktop.ini"):
-            ignored.append(path.name)
-    if ignored:
-        log.warning("files_ignored", folder=str(folder), count=len(ignored), first=ignored[0], why="no picture suffix")
+        held, place = rows[start].copy(), start
+        while order[place] != start:
+            rows[place] = rows[order[place]]
+            done[place] = True
+            place = order[place]
+        rows[place] = held
+        done[place] = True
 
 
-def _split(samples: Sequence[Sample], seed: int, val_fraction: float) -> dict[Split, list[Sample]]:
-    """Set aside `val_fraction` of each class, chosen by content, so that equal pictures stay together.
-
-    A picture that is added or removed later moves few of the others across.
-    """
-    groups: dict[int, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
-    for sample in samples:
-        groups[sample.label][sample.sha256].append(sample)
-    parts: dict[Split, list[Sample]] = {"train": [], "val": []}
-    for by_content in groups.values():
-        order = sorted(by_content, key=lambda content: hashlib.sha256(f"{seed}/{content}".encode()).digest())
-        set_aside = min(max(1, round(len(order) * val_fraction)), len(order) - 1)
-        for rank, content in enumerate(order):
-            parts["val" if rank < set_aside else "train"] += by_content[content]
-    for part in parts.values():
-        part.sort(key=lambda sample: sample.name)
-    return parts
+def _fingerprint(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    for sample in sorted(samples, key=lambda sample: sample.name):
+        digest.update(f"{sample.name}\0{sample.sha256}\n".encode())
+    return digest.hexdigest()
 
 
-def _refuse_gaps(root: Path, names: Sequence[str], samples: dict[Split, list[Sample]]) -> None:
-    if not any(samples.values()):
-        raise DataError(f"{root}: no pictures found; readable are {', '.join(sorted(SUFFIXES))}")
-    for label, name in enumerate(names):
-        counts = {split: sum(sample.label == label for sample in found) for split, found in samples.items()}
-        if counts["train"] + counts["val"] == 0:
-            raise DataError(f"{root}: class {name!r} has no pictures; fill or remove its folder")
-        for split in ("train", "val"):
-            if counts[split] == 0:
+# -- what is refused ----------------------------------------------------------------------------------
+
+
+def _refuse_gaps(
+    root: Path,
+    classes: Sequence[ClassSpec],
+    files: Sequence[File],
+    readings: Sequence[Reading],
+    ignored: Sequence[str],
+) -> None:
+    """A class without pictures, or one that lost too many."""
+    others = f"; other files: {len(ignored)}, the first {ignored[0]}" if ignored else ""
+    if not files:
+        raise DataError(f"{root}: no pictures found{others}; readable are {', '.join(sorted(SUFFIXES))}")
+    errors: dict[int, list[str]] = defaultdict(list)
+    for file, reading in zip(files, readings, strict=True):
+        if reading.error is not None and file.given != "test":
+            errors[file.label].append(reading.error)
+    for label, spec in enumerate(classes):
+        count = sum(file.label == label and file.given != "test" for file in files)
+        if not count:
+            raise DataError(f"{root}: class {spec.name!r} has no pictures{others}; fill or remove its folder")
+        lost = len(errors[label])
+        if lost and (count - lost < _FEWEST_KEPT or lost > _LOST_AT_MOST * count):
+            _refuse_unreadable(errors[label], count, f" of class {spec.name!r}")
+
+
+def _refuse_unreadable(errors: Sequence[str], count: int, of: str = "") -> None:
+    if errors:
+        raise DataError(
+            f"{len(errors)} of {count} pictures{of} cannot be used: {_first(errors, '; ')}; remove or replace them"
+        )
+
+
+def _refuse_one_sided(
+    root: Path, classes: Sequence[ClassSpec], splits: dict[Split, tuple[Sample, ...]], needed: Sequence[Split]
+) -> None:
+    for label, spec in enumerate(classes):
+        for split in needed:
+            if not any(sample.label == label for sample in splits[split]):
                 raise DataError(
-                    f"{root}: class {name!r} has no picture for {split}; two different ones are needed at least"
+                    f"{root}: class {spec.name!r} has no picture for {split}; pictures of {len(needed)} different "
+                    "parts are needed at least"
                 )
 
 
-def _refuse_contradictions(samples: dict[Split, list[Sample]]) -> None:
-    """The same picture in two classes, or to train and to judge by, makes every figure a lie."""
-    seen: dict[str, tuple[Split, Sample]] = {}
-    leaks = []
-    for split, found in samples.items():
-        for sample in found:
-            first_split, first = seen.setdefault(sample.sha256, (split, sample))
-            if first.label != sample.label:
-                raise DataError(f"{first.name} and {sample.name} are the same picture in two classes; remove one")
-            if first_split != split:
-                leaks.append(f"{first.name} = {sample.name}")
-    if leaks:
-        raise DataError(f"{len(leaks)} pictures are in two of train/, val/, test/: {_first(leaks, ', ')}; remove one")
+def _refuse_contradictions(samples: Sequence[Sample]) -> None:
+    """The same picture in two classes makes every figure a lie."""
+    seen: dict[str, Sample] = {}
+    for sample in samples:
+        first = seen.setdefault(sample.sha256, sample)
+        if first.label != sample.label:
+            raise DataError(f"{first.name} and {sample.name} are the same picture in two classes; remove one")
+
+
+def _without_leaks(
+    rows: dict[Split, list[int]], samples: Sequence[Sample]
+) -> tuple[dict[Split, list[int]], tuple[tuple[str, str], ...]]:
+    """The rows of each split without those that are also to judge by: test/ keeps its pictures, then val/.
+
+    Also the names of what was left out, with what it equals.
+    """
+    kept: dict[Split, list[int]] = {}
+    judged_by: dict[str, str] = {}  # of the splits so far, content -> name
+    leaked = []
+    for split in reversed(SPLITS):
+        if split in rows:
+            leaked += [
+                (samples[r].name, judged_by[samples[r].sha256]) for r in rows[split] if samples[r].sha256 in judged_by
+            ]
+            kept[split] = [row for row in rows[split] if samples[row].sha256 not in judged_by]
+            judged_by |= {samples[row].sha256: samples[row].name for row in kept[split]}
+    return {split: kept[split] for split in rows}, tuple(sorted(leaked))
 
 
 def _first(items: Sequence[str], separator: str) -> str:
