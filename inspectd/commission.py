@@ -40,13 +40,14 @@ def probe_models(settings: Settings, bundles: dict[Path, Bundle]) -> Iterator[Fi
             pixels[:] = 128
             engine.warm_up()
             engine.submit([Slot(0, pixels[0])], lambda slots: None)
-            logits = engine.collect()
+            scores = engine.collect()
             engine.close()
         except EngineError as err:
             yield Finding(f"model {path}", "", str(err), 1)
             continue
         names = [f"{c.name} ({c.role})" for c in bundle.manifest.classes]
-        problem = None if logits.shape == (1, len(names)) and np.isfinite(logits).all() else "its scores are no numbers"
+        whole = scores.shape == (1, *bundle.manifest.output_shape) and np.isfinite(scores).all()
+        problem = None if whole else "its scores are no numbers"
         info = engine.info
         text = f"{bundle.short_hash} on {info.device} with {info.name} {info.precision}: {info.why}; {', '.join(names)}"
         yield Finding(f"model {path}", text, problem, 1 if problem else 0)

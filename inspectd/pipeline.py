@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from inspectd.config import CameraConfig, RoiConfig
-from inspectd.engine.base import Logits
+from inspectd.engine.base import Scores
 from inspectd.engine.batcher import Batcher, Crop
 from inspectd.errors import Stopped
 from inspectd.frame import Frame
@@ -98,6 +98,7 @@ class CropProducer:
         crop = Crop(
             ticket=ticket,
             slot=slot,
+            area=lane.roi.area,
             index=index,
             pts=frame.pts,
             clock=frame.clock,
@@ -123,8 +124,8 @@ class Judge:
         self._observe_queue = metrics.stage("queue")
         self._observe_engine = metrics.stage("engine")
 
-    def scored(self, crop: Crop, logits: Logits, engine_s: float) -> None:
-        outcome = crop_outcome(crop, self._bundle, self._decider.decide(logits))
+    def scored(self, crop: Crop, scores: Scores, engine_s: float) -> None:
+        outcome = crop_outcome(crop, self._bundle, self._decider.decide(scores, crop.area))
         outcome.engine_s = engine_s
         outcome.queue_s = max(0.0, time.monotonic() - engine_s - crop.queued_at)
         self._observe_queue(outcome.queue_s)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from inspectd.engine.batcher import Batcher, Crop, QueueSpec, slots_needed
 from inspectd.errors import Stopped
+from inspectd.frame import Box
 from inspectd.observe.ledger import Ticket
 
 LIVE = QueueSpec(capacity=4, live=True)
@@ -26,6 +27,7 @@ def make_crop(batcher, camera, index):
     return Crop(
         ticket=Ticket(camera, "roi"),
         slot=batcher.acquire(camera),
+        area=Box(0, 0, 2, 2),
         index=index,
         pts=None,
         clock="arrival",

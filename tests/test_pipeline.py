@@ -176,8 +176,8 @@ def test_one_failed_batch_costs_only_its_own_crops():
     """An EngineError becomes no_result(engine_error) for that batch; the next is judged."""
     bench = Bench(max_batch_size=2)
     bench.engine.fail_next.append(EngineError("one bad batch"))
+    bench.producer.inspect(bench.frame())  # before the engine runs, so that both crops make one batch
     bench.runner.start()
-    bench.producer.inspect(bench.frame())
     bench.wait_for(2)
     bench.producer.inspect(bench.frame())
     assert bench.runner.stop(10)

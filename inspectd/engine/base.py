@@ -1,4 +1,4 @@
-"""What every engine is: slots in, logits out, a few batches in flight."""
+"""What every engine is: slots in, scores out, a few batches in flight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from inspectd.frame import U8
 
-Logits = npt.NDArray[np.float32]  # [B, classes]
+Scores = npt.NDArray[np.float32]
+"""What a network gives, [B, *manifest.output_shape]: logits [B, classes] or detections [B, max_detections, 6]."""
+Logits = Scores  # [B, classes]
 
 
 @dataclass(slots=True, eq=False)
@@ -72,8 +74,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def collect(self) -> Logits:
-        """Wait for the oldest batch and return its logits, float32 [B, classes], freshly allocated.
+    def collect(self) -> Scores:
+        """Wait for the oldest batch and return its scores, float32 [B, *manifest.output_shape], freshly allocated.
 
         Raises:
             EngineError: this batch failed; the engine goes on and later batches are not affected.

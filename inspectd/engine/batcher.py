@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from inspectd.engine.base import Slot
 from inspectd.errors import Stopped
-from inspectd.frame import U8, Clock
+from inspectd.frame import U8, Box, Clock
 from inspectd.observe.ledger import Ticket
 
 
@@ -29,6 +29,7 @@ class Crop:
 
     ticket: Ticket
     slot: Slot
+    area: Box  # of the frame, what the slot shows
     index: int
     pts: float | None
     clock: Clock

@@ -1,7 +1,7 @@
 """The CPU engine: OpenVINO, one asynchronous request per slot, reading the slot where it lies.
 
 The model is compiled for a single picture and for several at a time (`_streams`). A batch is as many
-requests; each reads its slot's memory without a copy, and writes its own row of the logits. On two cores
+requests; each reads its slot's memory without a copy, and writes its own row of the scores. On two cores
 this beats a batched model in speed, in memory and in CPU time (no barrier between threads at every
 layer, which costs most while decoding shares the cores), and needs neither padding nor gathering.
 """
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from inspectd.config import EngineConfig
-from inspectd.engine.base import Engine, EngineInfo, Logits, Slot
+from inspectd.engine.base import Engine, EngineInfo, Scores, Slot
 from inspectd.errors import BundleError, ConfigError, EngineError, FatalEngineError
 from inspectd.frame import U8
 from inspectd.model.bundle import Bundle, Copy, Manifest
@@ -46,7 +46,7 @@ class _Batch:
 
 
 class OpenVinoEngine(Engine):
-    """ResNet18 on the CPU. The constructor reads and compiles the model (about 0.1 s).
+    """A bundle's network on the CPU. The constructor reads and compiles the model (about 0.1 s).
 
     Raises:
         BundleError: the bundle lacks the copy that is needed, or the copy is not what the manifest says.
@@ -79,21 +79,21 @@ class OpenVinoEngine(Engine):
         # Two for each stream keep it busy; more would only make the first wait for the last.
         self.max_batch_size = min(config.max_batch_size, 2 * streams)
         self._shape = (bundle.manifest.preprocess.height, bundle.manifest.preprocess.width, 3)
-        self._classes = len(bundle.manifest.classes)
+        self._output_shape = bundle.manifest.output_shape
         self._streams = streams
         self._memory = _zeroed((0, *self._shape))
-        self._logits = np.zeros((0, self._classes), np.float32)  # [slots, classes], written by the requests
-        self._requests: list[Any] = []  # by slot index, bound for good to its slot and its row of logits
+        self._scores = np.zeros((0, *self._output_shape), np.float32)  # a row per slot, written by the requests
+        self._requests: list[Any] = []  # by slot index, bound for good to its slot and its row of scores
         self._batches: deque[_Batch] = deque()
 
     def allocate(self, count: int) -> U8:
         assert not self._requests, "allocate is called once"
         self._memory = _zeroed((count, *self._shape))
-        self._logits = np.full((count, self._classes), np.nan, np.float32)
+        self._scores = np.full((count, *self._output_shape), np.nan, np.float32)
         for index in range(count):
             request = self._compiled.create_infer_request()
             request.set_input_tensor(self._ov.Tensor(self._memory[index : index + 1], shared_memory=True))
-            request.set_output_tensor(self._ov.Tensor(self._logits[index : index + 1], shared_memory=True))
+            request.set_output_tensor(self._ov.Tensor(self._scores[index : index + 1], shared_memory=True))
             self._requests.append(request)
         return self._memory
 
@@ -114,7 +114,7 @@ class OpenVinoEngine(Engine):
         batch = _Batch(slots, release)
         self._batches.append(batch)
         # Whatever happens now, an earlier picture's scores cannot be taken for these.
-        self._logits[[slot.index for slot in slots]] = np.nan
+        self._scores[[slot.index for slot in slots]] = np.nan
         try:
             for slot in slots:
                 self._requests[slot.index].start_async()
@@ -122,14 +122,14 @@ class OpenVinoEngine(Engine):
         except RuntimeError as err:
             batch.failure = err
 
-    def collect(self) -> Logits:
+    def collect(self) -> Scores:
         batch = self._batches.popleft()
         self._wait(batch)
-        logits = self._logits[[slot.index for slot in batch.slots]]  # float32 [B, classes], a copy
+        scores = self._scores[[slot.index for slot in batch.slots]]  # float32 [B, *output_shape], a copy
         batch.release(batch.slots)
         if batch.failure is not None:
             raise EngineError(f"OpenVINO: {_first_line(batch.failure)}") from batch.failure
-        return logits
+        return scores
 
     @property
     def in_flight(self) -> int:
@@ -193,10 +193,10 @@ def _read_model(ov: Any, core: Any, path: Path, manifest: Manifest) -> Any:
     """The copy, reshaped to one picture and checked against the manifest.
 
     Raises:
-        BundleError: not readable, or not uint8 [?, height, width, 3] in and float32 [?, classes] out.
+        BundleError: not readable, or not uint8 [?, height, width, 3] in and float32 [?, *output_shape] out.
     """
     want_in = [1, manifest.preprocess.height, manifest.preprocess.width, 3]
-    want_out = [1, len(manifest.classes)]
+    want_out = [1, *manifest.output_shape]
     try:
         model = core.read_model(path)
         if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -212,7 +212,8 @@ def _read_model(ov: Any, core: Any, path: Path, manifest: Manifest) -> Any:
     output = model.output()
     if output.element_type != ov.Type.f32 or output.partial_shape != ov.PartialShape(want_out):
         given = f"{output.element_type.get_type_name()} {output.partial_shape}"
-        raise BundleError(f"{path}: gives {given}, but bundle.json lists {want_out[1]} classes: f32 {want_out}")
+        lists = f"{want_out[1]} classes" if manifest.task == "classify" else f"{want_out[1]} detections of 6 values"
+        raise BundleError(f"{path}: gives {given}, but bundle.json lists {lists}: f32 {want_out}")
     return model
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from inspectd.engine.base import Engine, Logits
+from inspectd.engine.base import Engine, Scores
 from inspectd.engine.batcher import Batcher, Crop
 from inspectd.errors import EngineError, FatalEngineError
 from inspectd.observe.logs import Counted
@@ -18,8 +18,8 @@ from inspectd.workers import Worker
 class ScoreSink(Protocol):
     """Where the runner delivers; for every crop it took, exactly one of these is called, in its thread."""
 
-    def scored(self, crop: Crop, logits: Logits, engine_s: float) -> None:
-        """Logits, float32 [classes], of a crop; `engine_s` runs from submission to collection."""
+    def scored(self, crop: Crop, scores: Scores, engine_s: float) -> None:
+        """Scores, float32 [*manifest.output_shape], of a crop; `engine_s` runs from submission to collection."""
 
     def expired(self, crop: Crop) -> None:
         """The crop grew too old before or while it was inferred."""
@@ -108,9 +108,9 @@ class EngineRunner:
 
     def _collect(self) -> None:
         crops, submitted_at = self._pending[0]
-        logits: Logits | None = None
+        scores: Scores | None = None
         try:
-            logits = self._engine.collect()
+            scores = self._engine.collect()
         except FatalEngineError:
             raise
         except EngineError as err:
@@ -118,10 +118,10 @@ class EngineRunner:
         self._pending.popleft()
         now = time.monotonic()
         self._busy_since = self._pending[0][1] if self._pending else None
-        if logits is None or len(logits) != len(crops):
+        if scores is None or len(scores) != len(crops):
             self._each(crops, self._sink.failed)
             return
-        for crop, row in zip(crops, logits, strict=True):
+        for crop, row in zip(crops, scores, strict=True):
             if now < crop.expires_at:
                 self._sink.scored(crop, row, now - submitted_at)
             else:

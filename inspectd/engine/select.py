@@ -22,12 +22,20 @@ def make_engine(bundle: Bundle, config: EngineConfig) -> Engine:
     """The engine for this configuration, model loaded; `info.why` says in one line how it was chosen.
 
     Raises:
-        ConfigError: `engine.device` or `engine.precision` asks for what this machine has not.
+        ConfigError: `engine.device` or `engine.precision` asks for what this machine has not, or the bundle cannot.
         BundleError: the bundle lacks the copy of the model that is needed, or it does not fit.
         FatalEngineError: the GPU is there and cannot be used.
     """
     if config.device == "cpu":
         return _openvino(bundle, config, "engine.device = cpu")
+    if bundle.manifest.task == "detect":
+        # How many boxes there are depends on the picture, and a CUDA graph is of one shape for good.
+        if config.device != "auto":
+            raise ConfigError(
+                f"engine.device: {config.device}: {bundle.path.name} is a detector, which runs on the CPU only; "
+                "use auto or cpu"
+            )
+        return _openvino(bundle, config, "auto: a detector runs on the CPU")
     if config.device == "auto":
         if config.precision == "int8":
             return _openvino(bundle, config, "auto: int8 runs on the CPU")

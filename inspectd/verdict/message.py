@@ -50,6 +50,7 @@ class VerdictMaker:
             label=decision.label,
             score=decision.score,
             scores=decision.scores,
+            boxes=decision.boxes,
             frame=FrameInfo(index=outcome.index, pts=_finite(outcome.pts), clock=outcome.clock),
             captured_at=_timestamp_or_none(outcome.captured_at),
             published_at=timestamp(time.time()),
