@@ -12,9 +12,9 @@ APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base 
 help:
 	@echo "make demo       set up .venv, train a small model on generated parts, run the daemon on a generated camera"
 	@echo "make test       lint, types, layers and all tests"
-	@echo "make test-soak  the tests that take minutes (memory over 100,000 frames)"
+	@echo "make test-soak  the tests that take minutes (memory over 100,000 frames, training killed twenty times)"
 	@echo "make test-cuda  the tests that need an NVIDIA GPU"
-	@echo "make bench      measure this machine against a plain loop and a hand-written one"
+	@echo "make bench      measure this machine against plain loops, serving and training"
 
 # Installing again only when pyproject.toml changed; a stamp per set of extras.
 $(VENV)/bin/python:
@@ -42,8 +42,12 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What makes models computes, and shares the cores well; the rest keeps time, and wants them to itself.
+WORKSHOP_TESTS := tests/test_workshop_*.py tests/test_detect_*.py tests/test_model_*.py
+
 test: $(VENV)/.installed-test system-packages lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(WORKSHOP_TESTS)
+	$(BIN)/pytest $(addprefix --ignore-glob=,$(WORKSHOP_TESTS))
 
 test-soak: $(VENV)/.installed-test system-packages
 	$(BIN)/pytest -m soak --timeout=3600
@@ -53,6 +57,7 @@ test-cuda: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-demo
 	$(BIN)/inspectd bench
+	$(BIN)/python tests/bench/training.py
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

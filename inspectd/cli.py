@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from inspectd import __version__
+from inspectd import __version__, cli_workshop
 from inspectd.errors import InspectdError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
 
 Config = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Configuration file (TOML).")]
@@ -148,51 +148,9 @@ def synth(
     print(f"{directory}: {per_class} pictures each of {', '.join(KINDS)}")
 
 
-@app.command()
-def train(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="One folder per class, or train/, val/, test/ of them.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="The bundle to write or replace.")],
-    weights: Annotated[str, typer.Option(help="imagenet (downloads), none, or a file of weights.")] = "imagenet",
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 20,
-    batch_size: Annotated[int, typer.Option(min=2, help="Pictures per step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 1e-3,
-    size: Annotated[int, typer.Option(help="Side of the network's input; larger sees finer defects.")] = 224,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
-    time_budget: Annotated[float | None, typer.Option(min=1, metavar="SECONDS", help="Fit training into this.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-) -> None:
-    """Fine-tune a ResNet18 on a folder of labelled pictures and write a bundle with its INT8 copy."""
-    from rich.console import Console
-
-    from inspectd.progress import progress_bars
-    from inspectd.model.train import TrainOptions, train  # isort: skip
-
-    options = TrainOptions(
-        weights=weights if weights in ("imagenet", "none") else Path(weights),  # type: ignore[arg-type]
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        size=size,
-        seed=seed,
-        time_budget_s=time_budget,
-        threads=threads,
-    )
-    with progress_bars(Console(stderr=True)) as tell:
-        bundle = train(data, output, options, tell)
-    _report_training(bundle)
-
-
-def _report_training(bundle: Any) -> None:
-    manifest = bundle.manifest
-    for copy in bundle.copies:
-        figures = manifest.metrics[copy]
-        point = figures["operating_point"]
-        recall = ", ".join(f"{name} {value:.0%}" for name, value in figures["recall"].items() if value is not None)
-        print(
-            f"{copy}: {figures['pictures']} validation pictures, accuracy {figures['accuracy']:.1%} ({recall}); "
-            f"{point['escapes']} wrongly passed, {point['false_rejects']} of {point['good']} good ones not passed"
-        )
-    print(f"{bundle.path}: {bundle.short_hash}")
+app.command()(cli_workshop.train)
+app.command()(cli_workshop.evaluate)
+app.command()(cli_workshop.export)
 
 
 @app.command()
@@ -245,12 +203,17 @@ class SchemaName(StrEnum):
     status = "status"
     heartbeat = "heartbeat"
     config = "config"
+    evaluation = "evaluation"
 
 
 @app.command()
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")]) -> None:
-    """Print a JSON Schema: of the verdict stream's messages, or of the configuration."""
-    if name is SchemaName.config:
+    """Print a JSON Schema: of the verdict stream's messages, of the configuration, or of an evaluation's report."""
+    if name is SchemaName.evaluation:
+        from inspectd.workshop.figures import Report
+
+        print(json.dumps(Report.model_json_schema(), indent=2))
+    elif name is SchemaName.config:
         from inspectd.config import Settings
 
         print(json.dumps(Settings.model_json_schema(), indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -25,8 +25,14 @@ class Tell(Protocol):
     def __call__(self, stage: str, done: int, total: int, message: str = "") -> None: ...
 
 
+class Display(Tell, Protocol):
+    """Where progress is shown, and lines that stay."""
+
+    def print(self, text: str) -> None: ...
+
+
 @contextmanager
-def progress_bars(console: Console) -> Iterator[Tell]:
+def progress_bars(console: Console) -> Iterator[Display]:
     """A bar with its ETA for each stage that is told of, in that order; without a terminal a line as each ends.
 
     Nothing is shown before the first step, so that a refusal stays one line.
@@ -43,14 +49,21 @@ def progress_bars(console: Console) -> Iterator[Tell]:
         TextColumn("{task.fields[message]}"),
     )
     with Progress(*columns, console=console) as progress:
-        tasks: dict[str, TaskID] = {}
+        yield _Bars(progress)
 
-        def tell(stage: str, done: int, total: int, message: str = "") -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, message=message)
-            progress.update(tasks[stage], completed=done, total=total, message=message)
 
-        yield tell
+class _Bars:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int, message: str = "") -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, message=message)
+        self._progress.update(self._tasks[stage], completed=done, total=total, message=message)
+
+    def print(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
 
 
 class _Lines:
@@ -67,3 +80,38 @@ class _Lines:
             self._message = message
             words = "  ".join(filter(None, [f"{stage} {done}/{total}", f"{time.monotonic() - started:.0f} s", message]))
             self._console.print(words, highlight=False, markup=False)
+
+    def print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class EpochTable:
+    """One line per epoch, under a heading that is written once; the best one so far is marked."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._names: tuple[str, ...] = ()
+
+    def __call__(self, row: dict[str, float]) -> None:
+        names = tuple(name for name in row if name != "best")
+        if names != self._names:
+            self._names = names
+            self._write("  ".join(f"{name:>{self._width(name)}}" for name in names))
+        cells = (f"{self._text(name, row[name]):>{self._width(name)}}" for name in names)
+        self._write("  ".join(cells) + (" *" if row.get("best") else ""))
+
+    @staticmethod
+    def _width(name: str) -> int:
+        return max(len(name), 8 if name != "epoch" else 5)
+
+    @staticmethod
+    def _text(name: str, value: float) -> str:
+        match name:
+            case "epoch":
+                return str(int(value))
+            case "rate":
+                return f"{value:.1e}"
+            case _ if abs(value) >= 100:
+                return f"{value:.0f}"
+            case _:
+                return f"{value:.4f}"

@@ -114,13 +114,16 @@ def _make_bundle(place: Place, console: Console) -> None:
         bundle = load_bundle(place.bundle)
     except BundleError:
         shutil.rmtree(place.bundle, ignore_errors=True)  # half made, or damaged
-        from inspectd.model.train import TrainOptions, train  # torch, only where there is no bundle yet
+        from inspectd.workshop.options import TrainOptions  # torch, only where there is no bundle yet
+        from inspectd.workshop.train import train
 
         # From random weights, because the demo has no network; small pictures, because it has a minute. By
         # steps and not by time, so that a slower machine waits longer for the same model.
-        options = TrainOptions(weights="none", size=96, epochs=9, batch_size=32, learning_rate=2e-3, seed=SEED)
+        options = TrainOptions(weights="none", size=96, epochs=9, batch_size=32, seed=SEED)
         with progress_bars(console) as tell:
-            bundle = train(place.parts, place.bundle, options, tell)
+            made = train(place.parts, place.bundle, options, tell, restart=True)
+        assert made is not None, "one process trains"
+        bundle = made
     console.print(f"model     {place.bundle}  ({bundle.short_hash})", highlight=False)
 
 

@@ -40,11 +40,16 @@ def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Labels) -> fl
     return float(round(grid[int(np.argmin(losses))], 4))
 
 
-def choose_thresholds(probabilities: F64, labels: Labels, classes: Sequence[ClassSpec]) -> Thresholds:
+def choose_thresholds(
+    probabilities: F64,
+    labels: Labels,
+    classes: Sequence[ClassSpec],
+    max_false_rejects: float = MAX_FALSE_REJECTS,
+) -> Thresholds:
     """An operating point at which no validation picture of a defect or an empty station passes.
 
     `pass_min` lies midway between the highest ok probability of any picture that must not pass and the
-    lowest that all but `MAX_FALSE_REJECTS` of the good ones reach, but never below 0.8. Where the two
+    lowest that all but `max_false_rejects` of the good ones reach, but never below 0.8. Where the two
     cross, the good ones that may be given up are not enough; it then stands at that bound, and
     `operating_point` counts what escapes.
 
@@ -61,7 +66,7 @@ def choose_thresholds(probabilities: F64, labels: Labels, classes: Sequence[Clas
     ok_score = probabilities[:, ok].sum(axis=1)
     pass_min = _PASS_FLOOR
     if is_good.any() and not is_good.all():
-        kept = float(np.quantile(ok_score[is_good], MAX_FALSE_REJECTS, method="lower"))
+        kept = lowest_kept(ok_score[is_good], max_false_rejects)
         worst = float(ok_score[~is_good].max())
         pass_min = max(_PASS_FLOOR, (worst + kept) / 2 if worst < kept else kept)
     fail = {}
@@ -73,6 +78,11 @@ def choose_thresholds(probabilities: F64, labels: Labels, classes: Sequence[Clas
             middle = (low + high) / 2 if low < high else _FAIL_CEILING
             fail[spec.name] = round(float(np.clip(middle, _FAIL_FLOOR, _FAIL_CEILING)), 4)
     return Thresholds(pass_min=_up(pass_min), fail=fail)
+
+
+def lowest_kept(scores: F64, give_up: float) -> float:
+    """The lowest of the scores that is kept when as many as the share `give_up` (0 to below 1) allows are not."""
+    return float(np.sort(scores)[int(give_up * len(scores) + 1e-9)])
 
 
 def operating_point(

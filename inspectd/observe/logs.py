@@ -78,6 +78,8 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+    for library in ("matplotlib", "PIL", "torch"):  # they tell their whole lives
+        logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 
 

@@ -1,0 +1,1 @@
+"""Making models: training, evaluation, quantisation, and the gates before a model may serve."""

@@ -1,0 +1,440 @@
+"""From a folder to a bundle: small and quick, but the whole way, and what is refused on it."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from inspectd.cli import main
+from inspectd.errors import BundleError, DataError, UsageError
+from inspectd.model.bundle import load_bundle
+from inspectd.model.calibrate import operating_point, softmax
+from inspectd.model.data import load_pictures, open_dataset
+from inspectd.model.export import eager_logits, openvino_logits
+from inspectd.model.network import build_network, load_weights
+from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.train import train
+
+QUICK = TrainOptions(size=32, epochs=6, batch_size=16, learning_rate=2e-3, threads=1)
+
+
+def write_pictures(root, counts, seed=0, side=48):
+    """Noisy grey; `stain` has a red blot, `empty` is dark."""
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            level = 40 if name == "empty" else 150
+            picture = rng.normal(level, 12, (side, side, 3))
+            if name == "stain":
+                x, y = rng.integers(4, side - 24, 2)
+                picture[y : y + 20, x : x + 20] = (30, 30, 220)
+            cv2.imwrite(str(root / name / f"{index:03}.png"), picture.clip(0, 255).astype(np.uint8))
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("data"), {"good": 60, "stain": 60, "empty": 60})
+
+
+@pytest.fixture(scope="module")
+def bundle(data, tmp_path_factory):
+    told = []
+    made = train(data, tmp_path_factory.mktemp("out") / "bundle", QUICK, lambda *args: told.append(args))
+    assert {stage for stage, *_ in told} == {"reading pictures", "training", "writing the bundle"}
+    assert made is not None
+    return made
+
+
+def test_it_learns_and_says_how_well(bundle, data):
+    """Every class is told apart on pictures that were not trained on; the manifest has figures and origin."""
+    manifest = bundle.manifest
+    assert [(c.name, c.role) for c in manifest.classes] == [("empty", "empty"), ("good", "ok"), ("stain", "defect")]
+    assert manifest.metrics["eager"]["accuracy"] >= 0.95
+    assert manifest.metrics["openvino"]["operating_point"]["escapes"] == 0
+    assert manifest.training["data_sha256"] == open_dataset(data).fingerprint
+    assert sum(manifest.training["pictures"]["val"].values()) == manifest.metrics["eager"]["pictures"]
+
+
+def test_every_copy_gives_what_torch_gives(bundle, data):
+    """f32 within a hundredth of the largest logit; INT8 and the processor's own precision by their top class."""
+    network = build_network(bundle.manifest)
+    load_weights(network, bundle.path / "model.safetensors")
+    pictures = load_pictures(open_dataset(data).splits["val"], bundle.manifest.preprocess)
+    eager = eager_logits(network, pictures.pixels, bundle.manifest.preprocess)
+    exact = openvino_logits(bundle.copy_path("openvino"), pictures.pixels, "f32")
+    assert np.abs(exact - eager).max() < 0.01 * np.abs(eager).max()
+    for copy in bundle.copies:
+        deployed = openvino_logits(bundle.copy_path(copy), pictures.pixels)
+        assert (deployed.argmax(1) == eager.argmax(1)).mean() >= 0.95, copy
+
+
+def test_the_files_can_be_read_by_another_user(bundle):
+    """The daemon runs as a user of its own."""
+    for name in bundle.manifest.files:
+        assert (bundle.path / name).stat().st_mode & 0o044 == 0o044, name
+
+
+def test_the_same_seed_gives_the_same_weights(data, tmp_path):
+    """Same pictures, options and machine: the same file, byte for byte."""
+    options = TrainOptions(size=32, epochs=1, batch_size=16, threads=1, int8=False)
+    first = train(data, tmp_path / "a", options).manifest.files["model.safetensors"]
+    assert train(data, tmp_path / "b", options).manifest.files["model.safetensors"] == first
+
+
+def test_the_time_budget_ends_training_early(data, tmp_path):
+    """Ten thousand epochs in two seconds: the schedule is shortened, and a bundle comes out."""
+    options = TrainOptions(size=32, epochs=10_000, batch_size=16, time_budget_s=2, int8=False, threads=1)
+    made = train(data, tmp_path / "bundle", options)
+    assert made.manifest.training["seconds"] < 30
+
+
+def test_a_bundle_is_replaced_but_nothing_else_is(data, tmp_path):
+    """An old bundle gives way to the new one; a folder with other things, or a file, is left alone."""
+    options = TrainOptions(size=32, epochs=1, batch_size=16, int8=False, threads=1)
+    first = train(data, tmp_path / "bundle", options)
+    second = train(data, tmp_path / "bundle", replace(options, seed=5))
+    assert load_bundle(tmp_path / "bundle").sha256 == second.sha256 != first.sha256
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
+    with pytest.raises(DataError, match="holds something that is no bundle"):
+        train(data, tmp_path / "thesis", options)
+    assert (tmp_path / "thesis" / "chapter1.txt").exists()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DataError, match="is a file"):
+        train(data, tmp_path / "file", options)
+
+
+_TRAIN = """
+import sys
+from pathlib import Path
+from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.train import train
+data, bundle = map(Path, sys.argv[1:3])
+unfinished = bundle.with_name(bundle.name + ".run") / "last.safetensors"
+options = TrainOptions(size=32, epochs=8, batch_size=8, threads=1, dropout=0.2, int8=False)
+train(data, bundle, options, resume=unfinished.exists(), restart=not unfinished.exists())
+"""
+
+
+def killed_until_done(data, bundle, kills, rng):
+    """Train in a process of its own, SIGKILLed `kills` times at random moments; how often it was mid-run."""
+    in_training = 0
+    for attempt in range(kills + 1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", _TRAIN, str(data), str(bundle)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        if attempt < kills:
+            run = bundle.with_name(f"{bundle.name}.run")
+            deadline = time.monotonic() + 60
+            # From the moment when there is something to lose, or a little before.
+            while not run.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            try:
+                process.wait(rng.uniform(0, 2.5) if attempt % 3 else rng.uniform(0, 6))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                in_training += 1
+            process.wait()
+            if bundle.exists():
+                load_bundle(bundle)
+        else:
+            _, errors = process.communicate(timeout=100)
+            assert process.returncode == 0, errors.decode()[-2000:]
+    return in_training
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+def test_training_killed_at_random_moments_ends_with_the_same_weights(tmp_path, kills):
+    """SIGKILL while it reads, trains, saves or exports: every checkpoint loads, and nothing is lost or changed."""
+    data = write_pictures(tmp_path / "data", {"good": 24, "stain": 24})
+    assert killed_until_done(data, tmp_path / "whole", 0, None) == 0
+    hit = killed_until_done(data, tmp_path / "broken", kills, np.random.default_rng(kills))
+    assert hit >= kills // 2
+    whole, broken = (load_bundle(tmp_path / name).manifest.files["model.safetensors"] for name in ("whole", "broken"))
+    assert whole == broken
+    left = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith("."))
+    assert left == ["broken", "data", "whole"]
+
+
+def test_an_unfinished_run_is_only_touched_when_told(data, tmp_path):
+    """Neither silently continued nor silently thrown away; and what is not there cannot be resumed."""
+    options = TrainOptions(size=32, epochs=4, batch_size=16, threads=1, int8=False)
+
+    class StopHereError(Exception):
+        pass
+
+    def stop(row):
+        if row["epoch"] == 2:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        train(data, tmp_path / "bundle", options, on_epoch=stop)
+    with pytest.raises(UsageError, match=r"--resume.*--restart"):
+        train(data, tmp_path / "bundle", options)
+    with pytest.raises(DataError, match="had epochs 4, now it is 5"):
+        train(data, tmp_path / "bundle", replace(options, epochs=5), resume=True)
+    rows = []
+    train(data, tmp_path / "bundle", options, resume=True, on_epoch=rows.append)
+    assert [row["epoch"] for row in rows] == [3, 4]
+    with pytest.raises(UsageError, match="no unfinished run"):
+        train(data, tmp_path / "bundle", options, resume=True)
+
+
+def test_from_given_weights_the_head_learns_first(bundle, data, tmp_path):
+    """Head only, on features computed once: nothing but the last layer differs, and it judges as well."""
+    from safetensors.torch import load_file
+
+    start = bundle.path / "model.safetensors"
+    stages = set()
+    options = TrainOptions(weights=start, stages="head", size=32, batch_size=16, threads=1, int8=False)
+    made = train(data, tmp_path / "head", options, lambda stage, *_: stages.add(stage))
+    before, after = load_file(start), load_file(made.path / "model.safetensors")
+    changed = {name for name in before if not (before[name] == after[name]).all()}
+    assert changed == {"fc.weight", "fc.bias"}
+    assert {"backbone features", "training the head"} <= stages
+    assert made.manifest.metrics["eager"]["accuracy"] >= 0.95
+
+
+def test_two_processes_train_one_network(data, tmp_path):
+    """torchrun with gloo: the batch is shared, both end with the same weights, the first writes the bundle."""
+    script = tmp_path / "one_of_two.py"
+    script.write_text(
+        "import os, sys, torch\nfrom pathlib import Path\nimport inspectd.workshop.train as t\n"
+        "from inspectd.workshop.options import TrainOptions\n"
+        "fit = t.fit\n"
+        "def keep(network, *args, **kw):\n"
+        "    position = fit(network, *args, **kw)\n"
+        "    Path(sys.argv[3] + os.environ['RANK']).write_text(f'{position.steps_done}')\n"
+        "    return position\n"
+        "t.fit = keep\n"
+        "options = TrainOptions(size=32, epochs=3, batch_size=16, threads=1, int8=False)\n"
+        "made = t.train(Path(sys.argv[1]), Path(sys.argv[2]), options)\n"
+        "assert (made is not None) == (os.environ['RANK'] == '0')\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script),
+            str(data), str(tmp_path / "bundle"), str(tmp_path / "steps"),
+        ],
+        capture_output=True, text=True, timeout=110, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = load_bundle(tmp_path / "bundle")
+    assert made.manifest.metrics["eager"]["accuracy"] >= 0.9
+    steps = 3 * (sum(made.manifest.training["pictures"]["train"].values()) // 16)
+    assert [(tmp_path / f"steps{rank}").read_text() for rank in (0, 1)] == [str(steps), str(steps)]
+
+
+def test_a_tampered_bundle_is_refused_by_every_command(bundle, data, tmp_path):
+    """One changed byte in any file: run, evaluate and export all say so, with exit code 2, and write nothing."""
+    changed = tmp_path / "changed"
+    shutil.copytree(bundle.path, changed)
+    weights = bytearray((changed / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "model.safetensors").write_bytes(weights)
+    (tmp_path / "c.toml").write_text(
+        '[model]\nbundle = "changed"\n[[cameras]]\nname = "a"\nsource = "conveyor:"\n'
+        '[[cameras.rois]]\nname = "r"\nbox = [0, 0, 64, 64]\n'
+    )
+    for arguments in (
+        ["run", "-c", tmp_path / "c.toml"],
+        ["evaluate", changed, data, "-o", tmp_path / "report"],
+        ["export", changed, "--to", "onnx", "--data", data],
+    ):
+        code, errors = command(*arguments)
+        assert code == 2, arguments
+        assert "SHA-256" in errors, arguments
+        assert errors.count("\n") == 1, errors
+    assert not (tmp_path / "report").exists()
+
+
+def test_every_copy_can_be_exported_and_is_gated(bundle, data, tmp_path, capsys):
+    """INT8 and ONNX into a bundle, plain weights into a file; bundle.json records what the gate found."""
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle.path, place)
+    code, _ = command("export", place, "--to", "onnx", "--data", data)
+    assert code == 0
+    made = load_bundle(place)
+    assert "onnx" in made.copies
+    assert made.manifest.metrics["gate"]["onnx"]["logit_error"] < 1e-3
+    judged = sum(bundle.manifest.training["pictures"]["val"].values())
+    assert f"passed its gate on {judged} validation pictures" in capsys.readouterr().out
+    assert made.manifest.thresholds == bundle.manifest.thresholds
+
+    code, _ = command("export", place, "--to", "openvino-int8", "--data", data, "-o", tmp_path / "other")
+    assert code == 0
+    assert "openvino-int8" in load_bundle(tmp_path / "other").copies
+
+    code, _ = command("export", place, "--to", "torch", "--data", data, "-o", tmp_path / "plain.safetensors")
+    assert code == 0
+    from safetensors.torch import load_file
+    from torchvision.models import resnet18
+
+    resnet18(weights=None, num_classes=3).load_state_dict(load_file(tmp_path / "plain.safetensors"))
+
+
+def test_a_copy_that_judges_otherwise_is_refused(bundle, data, tmp_path, monkeypatch, capsys):
+    """Exit 1, by how much, and the bundle is as it was."""
+    from inspectd.workshop import gate
+
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle.path, place)
+    monkeypatch.setitem(gate.TOLERANCE, "openvino-int8", 1e-9)
+    code, _ = command("export", place, "--to", "openvino-int8", "--data", data)
+    assert code == 1
+    assert "refused by its gate: logits are off by" in capsys.readouterr().out
+    assert load_bundle(place).sha256 == bundle.sha256
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_export_wants_the_pictures_that_trained_the_bundle(bundle, tmp_path):
+    """Others would calibrate and judge something else."""
+    others = write_pictures(tmp_path / "others", {"good": 10, "stain": 10, "empty": 10}, seed=77)
+    code, errors = command("export", bundle.path, "--to", "onnx", "--data", others)
+    assert code == 2
+    assert "pictures that made" in errors
+    code, errors = command("export", bundle.path, "--to", "onnx")
+    assert code == 2
+    assert "--data" in errors
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(data, tmp_path, capsys):
+    code, _ = command(
+        "train", data, "-o", tmp_path / "b", "--weights", "none", "--size", 32, "--threads", 1, "--dry-run"
+    )
+    said = capsys.readouterr().out
+    assert code == 0
+    assert re.search(r"train: empty \d+, good \d+, stain \d+", said)
+    assert "learning: all with muon" in said
+    assert re.search(r"time: 20 epochs of \d+ s", said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_preview_is_a_picture(data, tmp_path):
+    sheet = tmp_path / "p.png"
+    code, _ = command("train", data, "-o", tmp_path / "b", "--weights", "none", "--size", 32, "--preview", sheet)
+    assert code == 0
+    assert cv2.imread(str(sheet)).shape[0] > 3 * 32
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_the_figures_of_each_epoch_go_to_tensorboard(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from inspectd.workshop.tensorboard import TensorBoard
+
+    board = TensorBoard(tmp_path / "tb", QUICK)
+    for epoch in (1, 2):
+        board({"epoch": epoch, "val loss": 1.0 / epoch})
+    board.close()
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("val_loss")] == [(1, 1.0), (2, 0.5)]
+
+
+def command(*arguments):
+    """Run the command line in this process; its exit code and what it wrote to stderr."""
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["inspectd", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0), errors.getvalue()
+    return 0, errors.getvalue()
+
+
+def test_thresholds_let_no_validation_defect_pass():
+    """On separable scores the operating point has neither escapes nor false rejects."""
+    from inspectd.model.bundle import ClassSpec
+    from inspectd.model.calibrate import choose_thresholds
+
+    classes = [ClassSpec(name="good", role="ok"), ClassSpec(name="dent", role="defect")]
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    logits = rng.normal(0, 0.5, (200, 2)) + 6 * np.eye(2)[labels]
+    probabilities = softmax(logits)
+    point = operating_point(probabilities, labels, classes, choose_thresholds(probabilities, labels, classes))
+    assert point == {"good": 100, "false_rejects": 0, "defects": 100, "caught": 100, "escapes": 0}
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, "no"),
+        ({"good": 10}, "the only class"),
+        ({"good": 10, "ok": 10}, "defect"),
+        ({"good": 10, "dent": 0}, "dent"),
+    ],
+)
+def test_a_folder_that_cannot_be_learnt_from_is_refused(tmp_path, counts, expected):
+    """In one line, exit code 2, before anything is trained."""
+    write_pictures(tmp_path / "data", counts)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    with pytest.raises(DataError) as caught:
+        train(tmp_path / "data", tmp_path / "bundle", QUICK)
+    assert caught.value.exit_code == 2
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_unreadable_pictures_are_named(tmp_path):
+    write_pictures(tmp_path / "data", {"good": 8, "stain": 8})
+    for number in range(8):
+        (tmp_path / "data" / "stain" / f"{number:03}.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
+    with pytest.raises(DataError, match=r"000\.png"):
+        train(tmp_path / "data", tmp_path / "bundle", QUICK)
+
+
+def test_options_that_make_no_sense_are_refused():
+    for wrong in ({"epochs": 0}, {"learning_rate": 2.0}, {"size": 31}, {"batch_size": 1}):
+        with pytest.raises(UsageError):
+            TrainOptions(**wrong)
+
+
+def test_weights_of_another_network_are_refused(bundle, tmp_path):
+    """Strictly by name and shape."""
+    from safetensors.torch import save_file
+
+    wrong = tmp_path / "wrong.safetensors"
+    import torch
+
+    save_file({"conv1.weight": torch.zeros(1)}, wrong)
+    with pytest.raises(BundleError, match="does not fit the network"):
+        load_weights(build_network(bundle.manifest), wrong)
+
+
+def test_train_from_the_command_line(data, tmp_path):
+    """Exit 0 and the figures of each copy; a missing folder is one line and exit 2."""
+    arguments = ["--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "16"]
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "inspectd", "train", str(data), "-o", str(tmp_path / "bundle"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "validation pictures, accuracy" in done.stdout
+    assert load_bundle(tmp_path / "bundle").short_hash in done.stdout
+    assert time.monotonic() - started < 110
+    missing = subprocess.run(
+        [sys.executable, "-m", "inspectd", "train", str(tmp_path / "none"), "-o", str(tmp_path / "b2"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert missing.returncode == 2
+    assert missing.stderr.splitlines()[-1].startswith("inspectd: ")
