@@ -101,21 +101,23 @@ class TrainOptions:
 
     @property
     def stage_plan(self) -> Literal["head", "progressive", "all"]:
-        """What `auto` means here: random features are nothing to fit a head on."""
+        """What `auto` means here: a head is fitted first where there are features, and only a last layer can be."""
         if self.stages != "auto":
             return self.stages
-        return "all" if self.from_scratch else "progressive"
+        return "all" if self.from_scratch or self.task == "detect" else "progressive"
 
     @property
     def optimiser_plan(self) -> Literal["adamw", "muon", "sgd"]:
-        """What `auto` means here: Muon learns much faster from nothing, AdamW disturbs given weights less."""
+        """What `auto` means here: Muon learns much faster from nothing, and of a detector pyramid and heads are always
+        nothing yet; AdamW disturbs given weights less."""
         if self.optimiser != "auto":
             return self.optimiser
-        return "muon" if self.from_scratch else "adamw"
+        return "muon" if self.from_scratch or self.task == "detect" else "adamw"
 
     @property
     def peak_rate(self) -> float:
-        defaults = {"adamw": 1e-3 if self.from_scratch else 3e-4, "muon": 2e-3, "sgd": 0.05}
+        new = self.from_scratch
+        defaults = {"adamw": 1e-3 if new else 3e-4, "muon": 2e-3 if new else 1e-3, "sgd": 0.05 if new else 0.01}
         return self.learning_rate or defaults[self.optimiser_plan]
 
     @property
