@@ -78,7 +78,7 @@ def configure_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for library in ("matplotlib", "PIL", "torch"):  # they tell their whole lives
+    for library in ("matplotlib", "PIL", "torch", "faster_coco_eval"):  # they tell their whole lives
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
     logging.captureWarnings(True)
 
