@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,17 @@ def test_precision_follows_what_is_asked_carried_and_native(tmp_path, asked, cop
     assert (chosen.copy, chosen.hint, chosen.name) == (copy, hint, name)
 
 
+@pytest.mark.parametrize(("asked", "copy", "name"), [("auto", "openvino", "f32"), ("int8", "openvino-int8", "int8")])
+def test_a_copy_that_only_passed_its_gate_with_float32_runs_so(tmp_path, asked, copy, name):
+    """Whatever the processor likes better; and bf16 cannot be had by asking for it."""
+    bundle = write_bundle(tmp_path, ALL if asked == "int8" else ("openvino",))
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"float32": ("openvino", "openvino-int8")}))
+    chosen = choose_precision(EngineConfig(precision=asked), bundle, ["BF16", "FP32"], "bf16")
+    assert (chosen.copy, chosen.hint, chosen.name) == (copy, "f32", name)
+    with pytest.raises(ConfigError, match=r"engine\.precision: bf16: did not pass this bundle's gate"):
+        choose_precision(EngineConfig(precision="bf16"), bundle, ["BF16", "FP32"], "bf16")
+
+
 @pytest.mark.parametrize(("asked", "message"), [("fp16", "CUDA"), ("bf16", "no bf16")])
 def test_a_precision_that_the_processor_cannot_do_names_the_key(tmp_path, asked, message):
     with pytest.raises(ConfigError, match=rf"engine\.precision: {asked}.*{message}"):
@@ -378,6 +390,7 @@ def test_the_cpu_path_imports_neither_torch_nor_telemetry(tmp_path):
     bundle = write_bundle(tmp_path / "bundle", ALL)
     script = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 from inspectd.config import EngineConfig

@@ -15,7 +15,7 @@ import pytest
 
 from inspectd.cli import main
 from inspectd.errors import BundleError, DataError, UsageError
-from inspectd.model.bundle import load_bundle
+from inspectd.model.bundle import load_bundle, write_manifest
 from inspectd.model.calibrate import operating_point, softmax
 from inspectd.model.data import load_pictures, open_dataset
 from inspectd.model.export import eager_logits, openvino_logits
@@ -214,6 +214,28 @@ def test_a_copy_that_judges_otherwise_is_refused(bundle, data, tmp_path, monkeyp
     assert "refused by its gate: logits are off by" in capsys.readouterr().out
     assert load_bundle(place).sha256 == bundle.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_copy_that_bf16_spoils_runs_with_float32(bundle, data, tmp_path, monkeypatch):
+    """The second try; bundle.json says so, and the engine obeys. Without bf16 in the processor there is no first."""
+    from inspectd.config import EngineConfig
+    from inspectd.engine.openvino import OpenVinoEngine
+    from inspectd.workshop import gate
+
+    place = tmp_path / "bundle"
+    shutil.copytree(bundle.path, place)
+    error = bundle.manifest.metrics["gate"]["openvino"]["logit_error"]
+    monkeypatch.setitem(gate.TOLERANCE, "openvino", error / 2)
+    code, _ = command("export", place, "--to", "openvino", "--data", data)
+    assert code == 0
+    made = load_bundle(place)
+    assert made.manifest.float32 == ("openvino",)
+    assert made.manifest.metrics["gate"]["openvino"]["logit_error"] < error / 2
+    shutil.rmtree(place / "openvino-int8")
+    made = write_manifest(place, made.manifest)
+    engine = OpenVinoEngine(made, EngineConfig(precision="auto"), "")
+    assert engine.info.precision == "f32"
+    engine.close()
 
 
 def test_export_wants_the_pictures_that_trained_the_bundle(bundle, tmp_path):

@@ -156,16 +156,27 @@ def choose_precision(config: EngineConfig, bundle: Bundle, capabilities: Sequenc
     `capabilities` are OpenVINO's OPTIMIZATION_CAPABILITIES, `native` the type that it would choose itself.
 
     Raises:
-        ConfigError: the processor cannot do what was asked.
+        ConfigError: the processor cannot do what was asked, or the bundle must not.
     """
-    rest, has = ("bf16", "processor has bf16") if native == "bf16" else ("f32", "processor has no fast bf16")
+
+    def rest(copy: Copy) -> tuple[str, str]:
+        """What is not quantised runs in, and why."""
+        if copy in bundle.manifest.float32:
+            return "f32", "bf16 did not pass the bundle's gate"
+        return ("bf16", "processor has bf16") if native == "bf16" else ("f32", "processor has no fast bf16")
+
     match config.precision:
         case "auto" if "openvino-int8" in bundle.copies:
-            return Precision("openvino-int8", rest, "int8", f"bundle carries INT8, rest in {rest}")
+            hint, _ = rest("openvino-int8")
+            return Precision("openvino-int8", hint, "int8", f"bundle carries INT8, rest in {hint}")
         case "auto":
-            return Precision("openvino", rest, rest, f"bundle carries no INT8, {has}")
+            hint, has = rest("openvino")
+            return Precision("openvino", hint, hint, f"bundle carries no INT8, {has}")
         case "int8":
-            return Precision("openvino-int8", rest, "int8", f"engine.precision = int8, rest in {rest}")
+            hint, _ = rest("openvino-int8")
+            return Precision("openvino-int8", hint, "int8", f"engine.precision = int8, rest in {hint}")
+        case "bf16" if "openvino" in bundle.manifest.float32:
+            raise ConfigError("engine.precision: bf16: did not pass this bundle's gate; use auto, int8 or f32")
         case "bf16" if "BF16" not in capabilities:
             raise ConfigError("engine.precision: bf16: this processor has no bf16; use auto, int8 or f32")
         case "bf16" | "f32":

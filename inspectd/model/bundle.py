@@ -134,6 +134,8 @@ class Manifest(_Strict):
     metrics: dict[str, Any] = Field(default_factory=dict)
     training: dict[str, Any] = Field(default_factory=dict)
     """Data fingerprint, seed, arguments: how the weights came to be."""
+    float32: tuple[Copy, ...] = ()
+    """Copies that passed their gate only with float32 where the processor would use bf16; they run so everywhere."""
     files: dict[str, str]
     """Relative POSIX path -> SHA-256 in hex, of every file but `bundle.json` itself."""
 
@@ -303,7 +305,8 @@ def write_manifest(root: Path, manifest: Manifest) -> Bundle:
     files = {name: file_sha256(root / name) for name in sorted(_files_below(root))}
     final = manifest.model_copy(update={"files": files})
     # A classifier's manifest stays readable for those who know no detectors.
-    text = final.model_dump_json(indent=2, exclude={"detector"} if final.detector is None else None) + "\n"
+    unused = {name for name in ("detector", "float32") if not getattr(final, name)}
+    text = final.model_dump_json(indent=2, exclude=unused) + "\n"
     temporary = root / f".{MANIFEST}.new"
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

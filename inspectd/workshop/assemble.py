@@ -23,7 +23,7 @@ from inspectd.model.data import Pictures, Sample, Split
 from inspectd.model.export import eager_logits
 from inspectd.model.network import save_weights
 from inspectd.progress import Tell
-from inspectd.workshop.copies import Judged, calibration_pictures, make_copy, refused
+from inspectd.workshop.copies import Judged, calibration_pictures, float32_copies, make_copy, refused
 from inspectd.workshop.provenance import write_provenance
 from inspectd.workshop.workpiece import Workpiece
 
@@ -48,7 +48,7 @@ def fill_bundle(work: Path, network: nn.Module, piece: Workpiece, trained_s: flo
     false_rejects = piece.options.max_false_rejects
     thresholds = choose_thresholds(softmax(eager, temperature), val.labels, manifest.classes, false_rejects)
     calibration = calibration_pictures(train_pictures.pixels, piece.options.seed)
-    judged: dict[str, Judged] = {}
+    judged: dict[Copy, Judged] = {}
     for number, copy in enumerate(copies):
         tell("writing the bundle", number, steps, copy)
         judged[copy] = make_copy(
@@ -57,8 +57,13 @@ def fill_bundle(work: Path, network: nn.Module, piece: Workpiece, trained_s: flo
     for line in refused([each.report for each in judged.values()]):
         log.warning("copy_left_out", why=line)
     tell("writing the bundle", steps - 1, steps, "thresholds")
-    logits = {"eager": eager, **{copy: each.logits for copy, each in judged.items() if each.report.passed}}
-    gates = {copy: each.report.as_json() for copy, each in judged.items()}
+    logits: dict[str, Any] = {
+        "eager": eager,
+        **{copy: each.logits for copy, each in judged.items() if each.report.passed},
+    }
+    gates: dict[str, Any] = {copy: each.report.as_json() for copy, each in judged.items()}
+    needs = {copy: each.float32 for copy, each in judged.items() if each.report.passed}
+    manifest = manifest.model_copy(update={"float32": float32_copies((), needs)})
     write_manifest(work, _calibrated(manifest, logits, val, temperature, false_rejects, gates))
     tell("writing the bundle", steps, steps)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ class Judged:
 
     report: GateReport
     logits: Logits
+    float32: bool  # it ran with float32 where the processor would use bf16
 
 
 def calibration_pictures(pixels: U8, seed: int) -> U8:
@@ -56,7 +57,7 @@ def make_copy(
     temperature: float,
     eager: Logits | None = None,
 ) -> Judged:
-    """Write `root/<copy>/` if the gate lets it pass; INT8 gets a second, more careful try. Otherwise nothing is left.
+    """Write `root/<copy>/` if the gate lets it pass, at the second try with more care. Otherwise nothing is left.
 
     Args:
         network: float32, on the CPU, in eval mode.
@@ -66,30 +67,43 @@ def make_copy(
     if eager is None:
         eager = eager_logits(network, pixels, manifest.preprocess)
     judged: Judged | None = None
-    for how, export in _attempts(copy, network, manifest, root, calibration):
-        # An ONNX copy runs elsewhere, as it is; the others as this processor would run them on the line.
-        logits = openvino_logits(export(), pixels, "f32" if copy == "onnx" else None)
+    for attempt in _attempts(copy, network, manifest, root, calibration):
+        logits = openvino_logits(attempt.export(), pixels, attempt.precision)
         report = judge_copy(copy, eager, logits, labels, manifest.classes, temperature, thresholds)
-        judged = Judged(report, logits)
+        judged = Judged(report, logits, attempt.precision == "f32" and copy != "onnx")
         if report.passed:
             return judged
         shutil.rmtree((root / COPY_MODEL[copy]).parent)
-        log.info("copy_refused", copy=copy, how=how, why="; ".join(report.problems))
+        log.info("copy_refused", copy=copy, how=attempt.how, why="; ".join(report.problems))
     assert judged is not None
     return judged
 
 
-def _attempts(
-    copy: Copy, network: nn.Module, manifest: Manifest, root: Path, calibration: U8
-) -> Iterator[tuple[str, Callable[[], Path]]]:
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    how: str
+    export: Callable[[], Path]
+    precision: str | None = None  # None: what this processor would choose on the line
+
+
+def _attempts(copy: Copy, network: nn.Module, manifest: Manifest, root: Path, calibration: U8) -> list[_Attempt]:
     match copy:
         case "openvino":
-            yield "bf16", partial(export_openvino, network, manifest, root)
+            export = partial(export_openvino, network, manifest, root)
+            return [_Attempt("as the processor likes", export), _Attempt("float32", export, "f32")]
         case "onnx":
-            yield "f32", partial(export_onnx, network, manifest, root)
+            return [_Attempt("float32, as it runs elsewhere", partial(export_onnx, network, manifest, root), "f32")]
         case "openvino-int8":
-            for recipe in INT8_RECIPES:
-                yield recipe, partial(export_int8, network, manifest, root, calibration, recipe)
+            return [
+                _Attempt(recipe, partial(export_int8, network, manifest, root, calibration, recipe))
+                for recipe in INT8_RECIPES
+            ]
+
+
+def float32_copies(before: Sequence[Copy], now: Mapping[Copy, bool]) -> tuple[Copy, ...]:
+    """`Manifest.float32` after copies were made: by name, whether each needs it."""
+    kept = [copy for copy in before if copy not in now]
+    return tuple(sorted([*kept, *(copy for copy, needs in now.items() if needs)]))
 
 
 def refused(reports: Sequence[GateReport]) -> list[str]:

@@ -20,7 +20,7 @@ from inspectd.model.data import Pictures, open_dataset
 from inspectd.model.export import eager_logits
 from inspectd.model.network import build_network, load_weights
 from inspectd.progress import Tell
-from inspectd.workshop.copies import calibration_pictures, make_copy
+from inspectd.workshop.copies import calibration_pictures, float32_copies, make_copy
 from inspectd.workshop.gate import GateReport, judge_copy
 from inspectd.workshop.place import refuse_other_things, replacing
 from inspectd.workshop.provenance import read_provenance
@@ -136,7 +136,9 @@ def _export_into(
         )
         if judged.report.passed:
             gate = {**manifest.metrics.get("gate", {}), to: judged.report.as_json()}
-            write_manifest(work, manifest.model_copy(update={"metrics": {**manifest.metrics, "gate": gate}}))
+            float32 = float32_copies(manifest.float32, {to: judged.float32})
+            changed = {"metrics": {**manifest.metrics, "gate": gate}, "float32": float32}
+            write_manifest(work, manifest.model_copy(update=changed))
     return judged.report
 
 

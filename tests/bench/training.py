@@ -2,9 +2,10 @@
 
     python tests/bench/training.py [--size 224] [--batch 32] [--steps 6] [--turns 3]
 
-Plain is what tutorials teach: float32, contiguous, PIL pictures through torchvision's transforms, AdamW, no threads
-set; `fp32, no pictures` is its arithmetic alone, on ready batches. Ours is the real loop with its augmentation, averaged weights and both optimisers. Random weights on noise, as
-the arithmetic does not care. Two steps warm up each turn; turns alternate, and the median counts.
+Plain is what tutorials teach: float32, contiguous, PIL pictures through torchvision's transforms, AdamW.
+`fp32, no pictures` is its arithmetic alone, on batches that lie ready. Ours is the real loop with its augmentation,
+averaged weights and both optimisers. Random weights on noise, as the arithmetic does not care. Two steps warm up each
+turn; turns alternate, and the median counts.
 """
 
 from __future__ import annotations

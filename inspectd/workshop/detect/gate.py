@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from inspectd.engine.base import Scores
-from inspectd.model.bundle import Manifest
+from inspectd.model.bundle import Copy, Manifest
 from inspectd.workshop.detect.data import BoxedPictures
 from inspectd.workshop.detect.operating import picture_figures
 from inspectd.workshop.detect.precision import average_precision
@@ -21,10 +21,11 @@ MAX_MAP_LOSS = 0.01
 class CopyReport:
     """What the gate found of one copy on validation pictures. `problems` is empty where it may ship."""
 
-    copy: str
+    copy: Copy
     figures: dict[str, Any]
     problems: tuple[str, ...]
     detections: Scores
+    float32: bool = False  # it ran with float32 where the processor would use bf16
 
     @property
     def passed(self) -> bool:
@@ -39,7 +40,7 @@ class CopyReport:
 
 
 def judge_detector_copy(
-    copy: str, eager: Scores, given: Scores, manifest: Manifest, truth: BoxedPictures
+    copy: Copy, eager: Scores, given: Scores, manifest: Manifest, truth: BoxedPictures
 ) -> CopyReport:
     """Hold a copy's detections against torch's, both float32 [N, max_detections, 6], on these N pictures.
 

@@ -29,7 +29,7 @@ from inspectd.model.network import save_weights
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.progress import Tell
 from inspectd.workshop.checkpoint import RunFolder
-from inspectd.workshop.copies import calibration_pictures
+from inspectd.workshop.copies import calibration_pictures, float32_copies
 from inspectd.workshop.detect.anchors import USUAL, Anchors, choose_anchors
 from inspectd.workshop.detect.data import BoxedDataset, BoxedPictures, load_boxes, open_boxes
 from inspectd.workshop.detect.export import make_detector_copies
@@ -269,7 +269,8 @@ def _fill(work: Path, network: Detector, piece: DetectorWorkpiece, trained_s: fl
             log.warning("copy_left_out", copy=report.copy, why="; ".join(report.problems))
     tell("writing the bundle", 2, 3, "thresholds")
     training = {**manifest.training, "seconds": round(trained_s, 1)}
-    manifest = manifest.model_copy(update={"training": training})
+    float32 = float32_copies((), {report.copy: report.float32 for report in reports if report.passed})
+    manifest = manifest.model_copy(update={"training": training, "float32": float32})
     write_manifest(work, _calibrated(manifest, eager, reports, val, options.max_false_rejects))
     tell("writing the bundle", 3, 3)
 
@@ -284,7 +285,10 @@ def _calibrated(
     manifest: Manifest, eager: Scores, reports: list[CopyReport], val: BoxedPictures, max_false_rejects: float
 ) -> Manifest:
     """Thresholds from validation for the worst of the copies that ship, and what they give."""
-    found = {"eager": eager, **{report.copy: report.detections for report in reports if report.passed}}
+    found: dict[str, Scores] = {
+        "eager": eager,
+        **{report.copy: report.detections for report in reports if report.passed},
+    }
     stacked, labels = np.concatenate(list(found.values())), val.labels * len(found)
     thresholds = choose_detector_thresholds(manifest, stacked, labels, max_false_rejects)
     final = manifest.model_copy(update={"thresholds": thresholds})
