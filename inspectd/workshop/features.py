@@ -74,6 +74,6 @@ def fit_head(
             score = judge(head(val_features).numpy())
         if score.key > best.key:
             best, best_state = score, copy.deepcopy(head.state_dict())
-        tell("training the head", epoch + 1, _HEAD_EPOCHS, " ".join(f"{k} {v:.3f}" for k, v in score.columns.items()))
+        tell("training the head", epoch + 1, _HEAD_EPOCHS)
     head.load_state_dict(best_state)
     return best
