@@ -64,7 +64,9 @@ def fill_bundle(work: Path, network: nn.Module, piece: Workpiece, trained_s: flo
     gates: dict[str, Any] = {copy: each.report.as_json() for copy, each in judged.items()}
     needs = {copy: each.float32 for copy, each in judged.items() if each.report.passed}
     manifest = manifest.model_copy(update={"float32": float32_copies((), needs)})
-    write_manifest(work, _calibrated(manifest, logits, val, temperature, false_rejects, gates))
+    final = _calibrated(manifest, logits, val, temperature, false_rejects, gates)
+    _warn_of_escapes(final, false_rejects)
+    write_manifest(work, final)
     tell("writing the bundle", steps, steps)
 
 
@@ -72,6 +74,15 @@ def _made_from(piece: Workpiece) -> Iterator[tuple[Split, Sample, U8]]:
     for split, samples in piece.dataset.splits.items():
         if split != "test":
             yield from zip(repeat(split), samples, piece.dataset.pictures[split].pixels, strict=False)
+
+
+def _warn_of_escapes(manifest: Manifest, false_rejects: float) -> None:
+    """A wrong pass that is known beforehand is not left to be found in a table."""
+    worst = max(manifest.metrics[name]["operating_point"]["escapes"] for name in ("eager", *manifest.metrics["gate"])
+                if name in manifest.metrics)  # fmt: skip
+    if worst:
+        note = f"{worst} validation pictures wrongly pass where {false_rejects:.0%} of the good ones may be given up"
+        log.warning("bad_pictures_pass", note=f"{note}; give more pictures, or a larger --max-false-rejects")
 
 
 def _draft(piece: Workpiece, trained_s: float) -> Manifest:
