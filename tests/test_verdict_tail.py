@@ -336,7 +336,11 @@ class TestEndpoint:
 
 
 def spawn(endpoint: str, **options: Any) -> subprocess.Popen[str]:
-    program = f"import sys; from inspectd.verdict.tail import run_tail; sys.exit(run_tail({endpoint!r}))"
+    # Started in the background of a shell, tests ignore SIGINT, and so would every child.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"from inspectd.verdict.tail import run_tail; sys.exit(run_tail({endpoint!r}))"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
