@@ -210,7 +210,7 @@ class SchemaName(StrEnum):
 def schema(name: Annotated[SchemaName, typer.Argument(help="Which schema.")]) -> None:
     """Print a JSON Schema: of the verdict stream's messages, of the configuration, or of an evaluation's report."""
     if name is SchemaName.evaluation:
-        from inspectd.workshop.figures import Report
+        from inspectd.workshop.evaluation.figures import Report
 
         print(json.dumps(Report.model_json_schema(), indent=2))
     elif name is SchemaName.config:

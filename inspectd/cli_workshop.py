@@ -286,9 +286,9 @@ def evaluate(
     from rich.console import Console
 
     from inspectd.progress import progress_bars
-    from inspectd.workshop.evaluate import EvaluateOptions
-    from inspectd.workshop.evaluate import evaluate as evaluate_bundle
-    from inspectd.workshop.outcome import print_outcome
+    from inspectd.workshop.evaluation.evaluate import EvaluateOptions
+    from inspectd.workshop.evaluation.evaluate import evaluate as evaluate_bundle
+    from inspectd.workshop.evaluation.outcome import print_outcome
 
     options = EvaluateOptions(
         split=split.value if split else None,

@@ -30,15 +30,15 @@ from inspectd.model.export import (
 )
 from inspectd.model.network import build_network, load_weights, save_weights
 from inspectd.model.preprocess import PreprocessSpec
-from inspectd.workshop.admit import admit
-from inspectd.workshop.cam import class_activation
-from inspectd.workshop.evaluate import EvaluateOptions, evaluate
-from inspectd.workshop.figures import Report
-from inspectd.workshop.judged import engine_scores
+from inspectd.workshop.evaluation.admit import admit
+from inspectd.workshop.evaluation.cam import class_activation
+from inspectd.workshop.evaluation.evaluate import EvaluateOptions, evaluate
+from inspectd.workshop.evaluation.figures import Report
+from inspectd.workshop.evaluation.judged import engine_scores
 from inspectd.workshop.provenance import RECORD, read_provenance, write_provenance
-from inspectd.workshop.statistics import upper_bound
-from inspectd.workshop.validation import find_validation
-from inspectd.workshop.written import write_report
+from inspectd.workshop.evaluation.statistics import upper_bound
+from inspectd.workshop.evaluation.validation import find_validation
+from inspectd.workshop.evaluation.written import write_report
 
 QUICK = EvaluateOptions(threads=1, latency_s=0.1)
 SIZE = 64

@@ -7,8 +7,8 @@ from inspectd.config import DecisionConfig
 from inspectd.model.bundle import ClassSpec, Manifest, Thresholds
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.verdict.decide import Decider
-from inspectd.workshop.judged import pass_scores
-from inspectd.workshop.statistics import (
+from inspectd.workshop.evaluation.judged import pass_scores
+from inspectd.workshop.evaluation.statistics import (
     PASS_FLOOR,
     calibration,
     choose_pass_min,

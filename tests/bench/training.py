@@ -29,7 +29,7 @@ from inspectd.workshop.augment import Augmenter
 from inspectd.workshop.classify import ClassifyTask
 from inspectd.workshop.distributed import World
 from inspectd.workshop.imbalance import plan_for
-from inspectd.workshop.latency import machine
+from inspectd.workshop.evaluation.latency import machine
 from inspectd.workshop.loop import Score, fit
 from inspectd.workshop.options import TrainOptions
 

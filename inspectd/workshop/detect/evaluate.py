@@ -29,16 +29,16 @@ from inspectd.workshop.detect.judged import JudgedDetector, detector_copy_figure
 from inspectd.workshop.detect.operating import strongest_boxes
 from inspectd.workshop.detect.page import detector_answer, detector_page
 from inspectd.workshop.detect.precision import RECALL_STEPS
-from inspectd.workshop.figures import BundleFigures, Concern, Curve, Curves, Latency, SimilarPair
-from inspectd.workshop.judged import Deployment, deployments
-from inspectd.workshop.latency import machine, measure_latency
+from inspectd.workshop.evaluation.figures import BundleFigures, Concern, Curve, Curves, Latency, SimilarPair
+from inspectd.workshop.evaluation.judged import Deployment, deployments
+from inspectd.workshop.evaluation.latency import machine, measure_latency
 from inspectd.workshop.provenance import Provenance, pixels_sha256, printable, read_provenance
-from inspectd.workshop.report import render
-from inspectd.workshop.statistics import curves
-from inspectd.workshop.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
+from inspectd.workshop.evaluation.report import render
+from inspectd.workshop.evaluation.statistics import curves
+from inspectd.workshop.evaluation.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
 
 if TYPE_CHECKING:
-    from inspectd.workshop.evaluate import EvaluateOptions
+    from inspectd.workshop.evaluation.evaluate import EvaluateOptions
 
 SplitName = Literal["test", "val", "all"]
 _NAMED_AT_MOST = 3

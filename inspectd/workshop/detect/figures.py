@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from inspectd.verdict.schema import BoxScore
-from inspectd.workshop.figures import (
+from inspectd.workshop.evaluation.figures import (
     BundleFigures,
     Concern,
     Curves,

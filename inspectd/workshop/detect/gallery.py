@@ -15,7 +15,7 @@ from inspectd.workshop.detect.augment import Edges
 from inspectd.workshop.detect.data import BoxedPictures
 from inspectd.workshop.detect.figures import ErrorKind, JudgedPicture
 from inspectd.workshop.detect.judged import JudgedDetector, covered, edges_of
-from inspectd.workshop.judged import verdict_of
+from inspectd.workshop.evaluation.judged import verdict_of
 
 _ORDER: tuple[ErrorKind, ...] = ("escape", "false_reject", "missed", "wrong_boxes", "right")
 _SIDE = 320  # pixels of the longer side as shown

@@ -27,8 +27,8 @@ from inspectd.workshop.detect.network import build_detector
 from inspectd.workshop.detect.operating import decisions
 from inspectd.workshop.detect.precision import Precision, average_precision
 from inspectd.workshop.detect.task import predict
-from inspectd.workshop.judged import Deployment, verdict_figures, verdict_of
-from inspectd.workshop.statistics import share
+from inspectd.workshop.evaluation.judged import Deployment, verdict_figures, verdict_of
+from inspectd.workshop.evaluation.statistics import share
 
 EAGER = "torch"
 _CHUNK = 32

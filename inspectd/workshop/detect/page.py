@@ -11,9 +11,9 @@ from inspectd.frame import U8
 from inspectd.model.bundle import Thresholds
 from inspectd.workshop.detect.figures import DetectorReport, ErrorKind, JudgedPicture
 from inspectd.workshop.detect.gallery import drawn, reaches
-from inspectd.workshop.figures import Curve, Share
-from inspectd.workshop.plots import curve_plot
-from inspectd.workshop.report import (
+from inspectd.workshop.evaluation.figures import Curve, Share
+from inspectd.workshop.evaluation.plots import curve_plot
+from inspectd.workshop.evaluation.report import (
     Cell,
     Gallery,
     Items,
@@ -28,7 +28,7 @@ from inspectd.workshop.report import (
     Text,
     Tile,
 )
-from inspectd.workshop.words import above, count, interval, percent
+from inspectd.workshop.evaluation.words import above, count, interval, percent
 
 _KINDS: dict[ErrorKind, tuple[str, Mood]] = {
     "escape": ("Escape: it has a defect, and passes", "bad"),

@@ -23,8 +23,8 @@ from inspectd.model.bundle import WEIGHTS, Bundle, load_bundle
 from inspectd.model.calibrate import F64, Labels
 from inspectd.model.network import build_network, load_weights
 from inspectd.progress import Tell
-from inspectd.workshop.admit import Admitted, Similar, admit
-from inspectd.workshop.figures import (
+from inspectd.workshop.evaluation.admit import Admitted, Similar, admit
+from inspectd.workshop.evaluation.figures import (
     BundleFigures,
     Calibration,
     Concern,
@@ -33,7 +33,7 @@ from inspectd.workshop.figures import (
     OperatingPoint,
     Report,
 )
-from inspectd.workshop.judged import (
+from inspectd.workshop.evaluation.judged import (
     Deployment,
     Judged,
     copy_figures,
@@ -43,15 +43,15 @@ from inspectd.workshop.judged import (
     pass_scores,
     role_mask,
 )
-from inspectd.workshop.latency import machine, measure_latency
-from inspectd.workshop.operating import choose_operating_point
+from inspectd.workshop.evaluation.latency import machine, measure_latency
+from inspectd.workshop.evaluation.operating import choose_operating_point
 from inspectd.workshop.provenance import Provenance, printable, read_provenance
-from inspectd.workshop.report import render
-from inspectd.workshop.sections import classifier_page
-from inspectd.workshop.statistics import calibration, curves, trade_off
-from inspectd.workshop.validation import Validation, find_validation
-from inspectd.workshop.worst import exhibits, worst_pictures
-from inspectd.workshop.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
+from inspectd.workshop.evaluation.report import render
+from inspectd.workshop.evaluation.sections import classifier_page
+from inspectd.workshop.evaluation.statistics import calibration, curves, trade_off
+from inspectd.workshop.evaluation.validation import Validation, find_validation
+from inspectd.workshop.evaluation.worst import exhibits, worst_pictures
+from inspectd.workshop.evaluation.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
 
 
 @dataclass(frozen=True, slots=True)

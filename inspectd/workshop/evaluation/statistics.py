@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from inspectd.model.bundle import ClassSpec
 from inspectd.model.calibrate import F64, Labels, softmax
-from inspectd.workshop.figures import Bin, CalibrationFigures, ClassFigures, Curve, Curves, Share, TradeOff
+from inspectd.workshop.evaluation.figures import Bin, CalibrationFigures, ClassFigures, Curve, Curves, Share, TradeOff
 
 Mask = npt.NDArray[np.bool_]
 

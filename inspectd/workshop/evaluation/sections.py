@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from inspectd.workshop import detail
-from inspectd.workshop.figures import (
+from inspectd.workshop.evaluation import detail
+from inspectd.workshop.evaluation.figures import (
     VERDICTS,
     ErrorKind,
     Report,
@@ -13,8 +13,8 @@ from inspectd.workshop.figures import (
     VerdictFigures,
     WorstPicture,
 )
-from inspectd.workshop.plots import trade_off_plot
-from inspectd.workshop.report import (
+from inspectd.workshop.evaluation.plots import trade_off_plot
+from inspectd.workshop.evaluation.report import (
     Cell,
     Code,
     Gallery,
@@ -29,8 +29,8 @@ from inspectd.workshop.report import (
     Text,
     Tile,
 )
-from inspectd.workshop.words import above, count, count_percent, interval, percent
-from inspectd.workshop.worst import Exhibit
+from inspectd.workshop.evaluation.words import above, count, count_percent, interval, percent
+from inspectd.workshop.evaluation.worst import Exhibit
 
 _KINDS: dict[ErrorKind, tuple[str, Mood]] = {
     "escape": ("Escape: it must not pass, and passes", "bad"),

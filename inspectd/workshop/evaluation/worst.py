@@ -12,10 +12,10 @@ from torch import nn
 
 from inspectd.frame import U8
 from inspectd.model.bundle import Bundle, Manifest
-from inspectd.workshop.cam import class_activation, overlay
-from inspectd.workshop.figures import ErrorKind, WorstPicture
-from inspectd.workshop.judged import Judged, ok_score
-from inspectd.workshop.labelled import Labelled
+from inspectd.workshop.evaluation.cam import class_activation, overlay
+from inspectd.workshop.evaluation.figures import ErrorKind, WorstPicture
+from inspectd.workshop.evaluation.judged import Judged, ok_score
+from inspectd.workshop.evaluation.labelled import Labelled
 
 _ORDER: tuple[ErrorKind, ...] = ("escape", "false_reject", "missed", "wrong_class", "least_sure")
 _SIDE = 320  # pixels; larger pictures are reduced to it in the page

@@ -26,8 +26,8 @@ from inspectd.model.export import eager_logits, openvino_logits
 from inspectd.model.network import build_network, load_weights
 from inspectd.progress import Tell
 from inspectd.verdict.decide import Decider, Decision, merged_thresholds
-from inspectd.workshop.figures import VERDICTS, CopyFigures, Verdict, VerdictFigures
-from inspectd.workshop.statistics import (
+from inspectd.workshop.evaluation.figures import VERDICTS, CopyFigures, Verdict, VerdictFigures
+from inspectd.workshop.evaluation.statistics import (
     PASS_LEAST,
     Mask,
     class_figures,

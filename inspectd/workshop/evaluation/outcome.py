@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from inspectd.workshop.figures import Report
-from inspectd.workshop.sections import answer
-from inspectd.workshop.words import count, percent
-from inspectd.workshop.written import REPORT_HTML
+from inspectd.workshop.evaluation.figures import Report
+from inspectd.workshop.evaluation.sections import answer
+from inspectd.workshop.evaluation.words import count, percent
+from inspectd.workshop.evaluation.written import REPORT_HTML
 
 
 def print_outcome(report: Report, output: Path, console: Console) -> None:

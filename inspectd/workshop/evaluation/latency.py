@@ -16,7 +16,7 @@ from inspectd.engine.base import Slot
 from inspectd.engine.select import make_engine
 from inspectd.frame import U8
 from inspectd.model.bundle import Bundle
-from inspectd.workshop.figures import Latency
+from inspectd.workshop.evaluation.figures import Latency
 
 WARM_UP = 30
 _LEAST, _MOST = 100, 1000  # pictures that are timed

@@ -135,7 +135,7 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML."""
     environment = Environment(
-        loader=PackageLoader("inspectd.workshop"),
+        loader=PackageLoader("inspectd.workshop.evaluation"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

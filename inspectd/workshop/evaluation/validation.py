@@ -8,8 +8,8 @@ from pathlib import Path
 
 from inspectd.errors import UsageError
 from inspectd.model.bundle import Bundle
-from inspectd.workshop.admit import Admitted, admit
-from inspectd.workshop.labelled import Labelled, has_splits
+from inspectd.workshop.evaluation.admit import Admitted, admit
+from inspectd.workshop.evaluation.labelled import Labelled, has_splits
 from inspectd.workshop.provenance import Provenance, printable
 
 _NONE = "no validation pictures; give some with --validation, or keep val/ beside test/"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from inspectd.workshop.figures import Share
+from inspectd.workshop.evaluation.figures import Share
 
 
 def percent(share: float) -> str:

@@ -10,9 +10,9 @@ from inspectd.config import DecisionConfig
 from inspectd.model.bundle import Manifest
 from inspectd.model.calibrate import Labels
 from inspectd.verdict.decide import Decider
-from inspectd.workshop.figures import OperatingPoint, VerdictFigures
-from inspectd.workshop.judged import Judged, pass_scores, role_mask, verdict_figures, verdict_of
-from inspectd.workshop.statistics import choose_pass_min
+from inspectd.workshop.evaluation.figures import OperatingPoint, VerdictFigures
+from inspectd.workshop.evaluation.judged import Judged, pass_scores, role_mask, verdict_figures, verdict_of
+from inspectd.workshop.evaluation.statistics import choose_pass_min
 
 
 def choose_operating_point(

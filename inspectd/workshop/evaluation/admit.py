@@ -12,8 +12,8 @@ from typing import Literal
 from inspectd.errors import DataError, UsageError
 from inspectd.model.bundle import Bundle, file_sha256
 from inspectd.model.pictures import SUFFIXES
-from inspectd.workshop.figures import Concern, SimilarPair
-from inspectd.workshop.labelled import Labelled, find_pictures, fingerprint, has_splits, read_labelled
+from inspectd.workshop.evaluation.figures import Concern, SimilarPair
+from inspectd.workshop.evaluation.labelled import Labelled, find_pictures, fingerprint, has_splits, read_labelled
 from inspectd.workshop.provenance import Provenance, Seen, printable
 
 Split = Literal["test", "val", "all"]
