@@ -31,7 +31,7 @@ def main() -> None:
     except InspectdError as err:
         if "--debug" in sys.argv:
             raise
-        from inspectd.config import redact
+        from inspectd.source_spec import redact
 
         print(f"inspectd: {' '.join(redact(str(err)).split())}", file=sys.stderr)
         sys.exit(err.exit_code)
@@ -115,7 +115,7 @@ def _report(finding: Any) -> int:
     if finding.problem is None:
         print(f"ok    {finding.subject}: {finding.text}")
     else:
-        from inspectd.config import redact
+        from inspectd.source_spec import redact
 
         where = f" ({finding.text})" if finding.text else ""
         print(f"FAIL  {finding.subject}: {redact(finding.problem)}{where}")

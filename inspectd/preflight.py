@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from inspectd.capture.probe import check_rois, probe
-from inspectd.config import CameraConfig, Settings, parse_source, read_credentials
+from inspectd.config import CameraConfig, Settings, read_credentials
 from inspectd.errors import CaptureError, ConfigError
 from inspectd.model.bundle import Bundle, load_bundle
+from inspectd.source_spec import parse_source
 from inspectd.verdict.decide import Decider
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from inspectd.capture.conveyor import ConveyorSource, Line, default_roi, truth_of
 from inspectd.capture.conveyor_painter import Painter, _planar
-from inspectd.config import CameraConfig, parse_source
+from inspectd.config import CameraConfig
 from inspectd.errors import CaptureError, Stopped
 from inspectd.frame import Box, Frame
 from inspectd.model.flange import DEFECTS, RADIUS, generator, make_patch
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
 from inspectd.model.synth import KINDS, lay, make_belt, render_part
+from inspectd.source_spec import parse_source
 
 
 def camera(query=""):

@@ -7,15 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspectd.config import (
-    Settings,
-    load_settings,
-    parse_source,
-    read_credentials,
-    redact,
-    with_credentials,
-)
+from inspectd.config import Settings, load_settings, read_credentials
 from inspectd.errors import ConfigError
+from inspectd.source_spec import parse_source, redact, with_credentials
 
 EXAMPLE = Path(__file__).parents[1] / "config.example.toml"
 MINIMAL = """

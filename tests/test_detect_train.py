@@ -19,7 +19,6 @@ from inspectd.errors import DataError, UsageError
 from inspectd.model.bundle import DetectorSpec, load_bundle, write_manifest
 from inspectd.model.network import build_resnet18, load_weights, save_weights
 from inspectd.model.runtime import import_openvino
-from inspectd.workshop.evaluation import latency
 from inspectd.workshop.detect import evaluate as evaluation
 from inspectd.workshop.detect.anchors import USUAL, choose_anchors
 from inspectd.workshop.detect.augment import BoxAugmenter
@@ -32,6 +31,7 @@ from inspectd.workshop.detect.operating import choose_detector_thresholds, pictu
 from inspectd.workshop.detect.precision import average_precision
 from inspectd.workshop.detect.task import predict
 from inspectd.workshop.detect.train import train_detector
+from inspectd.workshop.evaluation import latency
 from inspectd.workshop.evaluation.evaluate import EvaluateOptions
 from inspectd.workshop.export import export_copy
 from inspectd.workshop.options import TrainOptions

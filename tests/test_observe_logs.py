@@ -19,8 +19,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inspectd.config import redact
 from inspectd.observe.logs import Counted, configure_logging, redacted
+from inspectd.source_spec import redact
 
 SECRET_URL = "rtsp://admin:hunter2@10.0.0.9:554/live"
 SECRET_EVENT = f"opening {SECRET_URL} now"

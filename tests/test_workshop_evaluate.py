@@ -35,10 +35,10 @@ from inspectd.workshop.evaluation.cam import class_activation
 from inspectd.workshop.evaluation.evaluate import EvaluateOptions, evaluate
 from inspectd.workshop.evaluation.figures import Report
 from inspectd.workshop.evaluation.judged import engine_scores
-from inspectd.workshop.provenance import RECORD, read_provenance, write_provenance
 from inspectd.workshop.evaluation.statistics import upper_bound
 from inspectd.workshop.evaluation.validation import find_validation
 from inspectd.workshop.evaluation.written import write_report
+from inspectd.workshop.provenance import RECORD, read_provenance, write_provenance
 
 QUICK = EvaluateOptions(threads=1, latency_s=0.1)
 SIZE = 64

@@ -10,9 +10,11 @@ from torch import nn
 from inspectd.errors import DataError, UsageError
 from inspectd.workshop.checkpoint import RunFolder
 from inspectd.workshop.distributed import World
-from inspectd.workshop.loop import Score, Task, fit, is_out_of_memory
+from inspectd.workshop.loop import fit
+from inspectd.workshop.numerics import is_out_of_memory
 from inspectd.workshop.optimiser import LAYER_GROUPS, Optimiser, group_of, open_groups, schedule
 from inspectd.workshop.options import TrainOptions, parse_duration
+from inspectd.workshop.task import Score, Task
 
 OPTIONS = TrainOptions(epochs=6, batch_size=16, precision="f32", patience=99)
 CPU = torch.device("cpu")

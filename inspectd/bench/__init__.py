@@ -26,11 +26,12 @@ from inspectd.bench.loops import plain_loop, two_threads
 from inspectd.bench.measure import Clip, Sample
 from inspectd.bench.parts import crop_only, decode_only, engine_only
 from inspectd.bench.report import print_report
-from inspectd.bench.result import BenchResult, Row, machine, make_row
+from inspectd.bench.result import BenchResult, Row, make_row
 from inspectd.config import EngineConfig
 from inspectd.engine.select import make_engine
 from inspectd.errors import BundleError, ConfigError, UsageError
 from inspectd.frame import Box
+from inspectd.machine import machine
 from inspectd.model.bundle import Bundle, load_bundle
 
 __all__ = ["BenchOptions", "BenchResult", "run_bench"]

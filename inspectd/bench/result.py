@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 from pydantic import BaseModel, ConfigDict
@@ -68,16 +65,3 @@ def make_row(what: str, precision: str | None, samples: Sequence[Sample]) -> Row
         fps_range=(min(rates), max(rates)),
         cpu_ms=median(1000 * sample.cpu_s / sample.frames for sample in samples),
     )
-
-
-def machine() -> str:
-    """Processor and usable cores, in words."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"

@@ -34,9 +34,10 @@ from inspectd.capture.gate import Gate
 from inspectd.capture.generation import Generation
 from inspectd.capture.refusals import Refusals
 from inspectd.capture.source import FrameSink, Source, make_source
-from inspectd.config import CameraConfig, redact
+from inspectd.config import CameraConfig
 from inspectd.errors import CaptureReason, InspectdError
 from inspectd.frame import Frame
+from inspectd.source_spec import redact
 from inspectd.verdict.schema import State
 
 log = structlog.get_logger(__name__)

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from inspectd.capture.conveyor_line import Line, default_roi, truth_of
 from inspectd.capture.conveyor_painter import Painter
 from inspectd.capture.source import Source
-from inspectd.config import CameraConfig, parse_source
+from inspectd.config import CameraConfig
 from inspectd.errors import CaptureError, Stopped
 from inspectd.frame import Frame
+from inspectd.source_spec import parse_source
 
 __all__ = ["ConveyorSource", "Line", "default_roi", "truth_of"]
 

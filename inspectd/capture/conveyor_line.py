@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inspectd.config import SourceSpec
 from inspectd.frame import Box
 from inspectd.model.flange import DEFECTS, RADIUS, SHADOW_REACH, generator
 from inspectd.model.synth import DRIFT
+from inspectd.source_spec import SourceSpec
 
 CYCLE_S = 2.0  # from one part at the station to the next
 PITCH = 2.4  # between parts, in station sides: far enough apart to see the empty belt in between

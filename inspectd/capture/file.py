@@ -15,9 +15,10 @@ from av.error import FFmpegError
 
 from inspectd.capture.pyav import PacketDecoder, Stamp, VideoPacket
 from inspectd.capture.source import Source
-from inspectd.config import CameraConfig, parse_source
+from inspectd.config import CameraConfig
 from inspectd.errors import CaptureError, Stopped
 from inspectd.frame import Frame
+from inspectd.source_spec import parse_source
 
 _FORMATS: Final = (
     "mov,mp4,m4a,3gp,3g2,mj2,matrixbench,matroska,webm,avi,flv,mpegts,mpeg,mpegvideo,asf,h264,hevc,m4v,mjpeg,ivf,obu,"

@@ -21,8 +21,9 @@ from typing import Final, Literal
 import numpy as np
 
 from inspectd.capture.freshness import BacklogDetector
-from inspectd.config import CameraConfig, parse_source
+from inspectd.config import CameraConfig
 from inspectd.frame import U8, Box, Frame
+from inspectd.source_spec import parse_source
 
 Admission = Literal["admitted", "max_fps", "corrupt", "resized", "stale", "frozen"]
 

@@ -199,7 +199,7 @@ class PacketDecoder:
     def _frame(self, picture: VideoFrame | None, stamp: Stamp, bad: bool, decode_s: float) -> Frame:
         if picture is None:
             assert self._size is not None
-            frame = placeholder(*self._size, stamp)
+            frame = undecoded(*self._size, stamp)
         else:
             frame = self._reader.read(picture)
             frame.arrival, frame.captured_at = stamp.arrival, stamp.captured_at
@@ -220,7 +220,7 @@ def _is_cut_off(jpeg: bytes) -> bool:
     return jpeg.rfind(_EOI) <= jpeg.rfind(_SOS)
 
 
-def placeholder(width: int, height: int, stamp: Stamp) -> Frame:
+def undecoded(width: int, height: int, stamp: Stamp) -> Frame:
     """Stands for a picture that could not be decoded: gray without memory of its own, always corrupt."""
     return Frame(
         format="gray",

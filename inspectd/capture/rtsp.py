@@ -25,9 +25,10 @@ from av.container import InputContainer
 from inspectd.capture.peer import PeerSocket
 from inspectd.capture.pyav import PacketDecoder, Stamp, VideoPacket
 from inspectd.capture.source import Source
-from inspectd.config import CameraConfig, read_credentials, redact, with_credentials
+from inspectd.config import CameraConfig, read_credentials
 from inspectd.errors import CaptureError, Stopped
 from inspectd.frame import Clock, Frame
+from inspectd.source_spec import redact, with_credentials
 from inspectd.workers import Deadline
 
 log = structlog.get_logger(__name__)

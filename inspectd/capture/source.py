@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Protocol
 
-from inspectd.config import CameraConfig, parse_source
+from inspectd.config import CameraConfig
 from inspectd.frame import Frame
+from inspectd.source_spec import parse_source
 from inspectd.verdict.schema import NoResultReason
 
 

@@ -12,12 +12,13 @@ import numpy as np
 from av.packet import Packet
 
 from inspectd.capture import v4l2_abi as abi
-from inspectd.capture.pyav import PacketDecoder, Stamp, VideoPacket, placeholder
+from inspectd.capture.pyav import PacketDecoder, Stamp, VideoPacket, undecoded
 from inspectd.capture.source import Source
 from inspectd.capture.v4l2 import Captured, Ioctl, V4l2Device
-from inspectd.config import CameraConfig, parse_source
+from inspectd.config import CameraConfig
 from inspectd.errors import CaptureError
 from inspectd.frame import ColorMatrix, Frame
+from inspectd.source_spec import parse_source
 
 READ_GRACE_S: Final = 1.0
 """On top of `stall_timeout_s`, so that the camera's own watchdog comes first."""
@@ -81,7 +82,7 @@ class UsbSource(Source):
         pix = self._format
         line = pix.bytesperline or 2 * pix.width
         if pix.pixelformat != abi.fourcc("YUYV") or len(captured.data) < line * pix.height:
-            return placeholder(pix.width, pix.height, stamp)
+            return undecoded(pix.width, pix.height, stamp)
         rows = np.frombuffer(captured.data, np.uint8, line * pix.height).reshape(pix.height, line)
         matrix, full_range = yuv_colours(pix)
         return Frame(

@@ -19,13 +19,14 @@ from types import FrameType
 from rich.console import Console
 
 from inspectd.capture.conveyor import Line
-from inspectd.config import HttpConfig, PublishConfig, parse_source
+from inspectd.config import HttpConfig, PublishConfig
 from inspectd.demo.score import Score
 from inspectd.demo.view import make_view, summary
 from inspectd.errors import BundleError, InspectdError, UsageError
 from inspectd.model.bundle import load_bundle
 from inspectd.model.synth import is_complete, write_dataset
 from inspectd.progress import progress_bars
+from inspectd.source_spec import parse_source
 from inspectd.verdict.schema import Verdict
 from inspectd.verdict.tail import Subscriber
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from inspectd.config import redact
+from inspectd.source_spec import redact
 
 LogFormat = Literal["auto", "json", "pretty"]
 Level = Literal["debug", "info", "warning", "error"]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from inspectd.config import redact
+from inspectd.source_spec import redact
 
 log = structlog.get_logger(__name__)
 

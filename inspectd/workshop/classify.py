@@ -16,9 +16,9 @@ from inspectd.model.data import Pictures
 from inspectd.model.export import normalise
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.imbalance import ImbalancePlan
-from inspectd.workshop.loop import Score, Task
 from inspectd.workshop.metric import score
 from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.task import Score, Task
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """uint8 [B, H, W, 3] to the same, by the generator alone."""

@@ -15,8 +15,9 @@ from inspectd.model.export import normalise
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.progress import Tell
 from inspectd.workshop.imbalance import ImbalancePlan
-from inspectd.workshop.loop import Score, half_precision, seed_everything
+from inspectd.workshop.numerics import half_precision, seed_everything
 from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.task import Score
 
 _FEATURE_BATCH = 64
 _HEAD_EPOCHS = 100

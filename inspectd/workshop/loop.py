@@ -9,59 +9,27 @@ very steps of one that was not; only a time budget, which shortens the schedule 
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, replace
 
-import numpy as np
 import structlog
 import torch
 from torch import Tensor, nn
 
 from inspectd.errors import DataError, UsageError
 from inspectd.progress import Tell
+from inspectd.workshop.averaging import Averaged, state_of
 from inspectd.workshop.checkpoint import Position, RunFolder
 from inspectd.workshop.distributed import World
+from inspectd.workshop.numerics import generator_for, half_precision, is_out_of_memory, seed_everything
 from inspectd.workshop.optimiser import LAYER_GROUPS, Optimiser, group_of, open_groups, schedule
 from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.task import Score, Task
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How good a network is: `key` is compared from its first figure on, higher is better."""
-
-    key: tuple[float, ...]
-    columns: dict[str, float] = field(default_factory=dict)  # for the table of each epoch
-
-
-class Task(ABC):
-    """What is learned: which pictures, which loss, and how it is judged."""
-
-    pictures: int
-    """How many there are to train on."""
-
-    def order(self, generator: torch.Generator) -> Tensor:
-        """The pictures of one epoch, int64 [any], in the order in which they are seen."""
-        return torch.randperm(self.pictures, generator=generator)
-
-    @abstractmethod
-    def batch(self, index: Tensor, generator: torch.Generator) -> Any:
-        """These pictures, augmented by `generator` alone, on the device."""
-
-    @abstractmethod
-    def loss(self, network: nn.Module, batch: Any) -> Tensor:
-        """Scalar, float32, the mean over the batch's pictures. Called under autocast."""
-
-    @abstractmethod
-    def judge(self, network: nn.Module) -> Score:
-        """Score the network, in eval mode, on validation. Called under autocast, without gradients."""
 
 
 EpochRow = Callable[[dict[str, float]], None]
@@ -113,7 +81,7 @@ class _Fit:
         self._half = half_precision(device, options)
         self._optimiser = Optimiser(network, options)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._half == torch.float16)
-        self._averaged = _Averaged(network, options.ema_decay)
+        self._averaged = Averaged(network, options.ema_decay)
         self._batch_size = min(options.batch_size, task.pictures)
         self._micro = -(-self._batch_size // (world.size * options.accumulate))
         self._steps_per_epoch = max(1, task.pictures // self._batch_size)
@@ -159,11 +127,11 @@ class _Fit:
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
         """This process's share of each whole batch, and what its augmentation draws from."""
-        order = self._task.order(_generator(self._options.seed, epoch))
+        order = self._task.order(generator_for(self._options.seed, epoch))
         for step in range(self._steps_per_epoch):
             batch = order[step * self._batch_size : (step + 1) * self._batch_size]
             share = batch[self._world.rank :: self._world.size]
-            yield share, _generator(self._options.seed, epoch, step, self._world.rank)
+            yield share, generator_for(self._options.seed, epoch, step, self._world.rank)
 
     def _step(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """One step of the optimiser; in smaller parts, for good, when memory does not suffice."""
@@ -311,62 +279,3 @@ class _Fit:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._half, enabled=self._half is not None)
-
-
-class _Averaged:
-    """An exponential moving average of weights and statistics; young, it forgets faster."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(requires_grad=False)
-        self.updates = 0
-        self._decay = decay
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self._decay, self.updates / (10 + self.updates))
-        own, new = state_of(self.network), state_of(network)
-        floats = [name for name, tensor in own.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([own[n] for n in floats], [new[n] for n in floats], 1 - decay)
-        for name in own.keys() - set(floats):
-            own[name].copy_(new[name])
-
-
-def half_precision(device: torch.device, options: TrainOptions) -> torch.dtype | None:
-    """The 16-bit type to compute in: what is asked for, or what this device computes fast in. None is float32."""
-    match options.precision:
-        case "f32":
-            return None
-        case "bf16":
-            return torch.bfloat16
-        case "fp16":
-            return torch.float16 if device.type == "cuda" else torch.bfloat16
-        case "auto" if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        case "auto":
-            return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else None
-
-
-def is_out_of_memory(err: RuntimeError) -> bool:
-    """True of torch's complaints that a GPU or the machine has no memory left."""
-    text = str(err).lower()
-    return isinstance(err, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
-
-
-def seed_everything(*numbers: int) -> None:
-    """Set torch's global generator (dropout draws from it) from these numbers."""
-    torch.manual_seed(_mixed(*numbers))
-
-
-def state_of(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as they are, no copies."""
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
-
-
-def _generator(*numbers: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mixed(*numbers))
-
-
-def _mixed(*numbers: int) -> int:
-    """One well-mixed seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

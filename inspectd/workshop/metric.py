@@ -11,8 +11,8 @@ from sklearn.metrics import roc_auc_score
 
 from inspectd.model.bundle import ClassSpec
 from inspectd.model.calibrate import lowest_kept, softmax
-from inspectd.workshop.loop import Score
 from inspectd.workshop.options import Metric
+from inspectd.workshop.task import Score
 
 F64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

@@ -23,9 +23,11 @@ from inspectd.workshop.checkpoint import RunFolder
 from inspectd.workshop.classify import ClassifyTask, head_dropout
 from inspectd.workshop.distributed import joined_world
 from inspectd.workshop.features import backbone_features, fit_head
-from inspectd.workshop.loop import EpochRow, Score, fit, half_precision
+from inspectd.workshop.loop import EpochRow, fit
+from inspectd.workshop.numerics import half_precision
 from inspectd.workshop.options import TrainOptions
 from inspectd.workshop.place import refuse_other_things, replacing
+from inspectd.workshop.task import Score
 from inspectd.workshop.workpiece import Workpiece, identity, prepare
 
 log = structlog.get_logger(__name__)

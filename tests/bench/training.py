@@ -22,6 +22,7 @@ from torch import nn
 from torchvision import transforms
 from torchvision.models import resnet18
 
+from inspectd.machine import machine
 from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import Pictures
 from inspectd.model.preprocess import PreprocessSpec
@@ -29,9 +30,9 @@ from inspectd.workshop.augment import Augmenter
 from inspectd.workshop.classify import ClassifyTask
 from inspectd.workshop.distributed import World
 from inspectd.workshop.imbalance import plan_for
-from inspectd.workshop.evaluation.latency import machine
-from inspectd.workshop.loop import Score, fit
+from inspectd.workshop.loop import fit
 from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.task import Score
 
 WARM_UP = 2
 CLASSES = tuple(ClassSpec(name=f"class{i}", role="defect") for i in range(6))

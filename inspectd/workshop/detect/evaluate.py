@@ -20,6 +20,7 @@ from rich.console import Console
 from inspectd import __version__
 from inspectd.errors import UsageError
 from inspectd.frame import U8
+from inspectd.machine import machine
 from inspectd.model.bundle import WEIGHTS, Bundle
 from inspectd.progress import Tell
 from inspectd.workshop.detect.data import BoxedDataset, BoxedPictures, BoxedSample, load_boxes, open_boxes
@@ -31,11 +32,11 @@ from inspectd.workshop.detect.page import detector_answer, detector_page
 from inspectd.workshop.detect.precision import RECALL_STEPS
 from inspectd.workshop.evaluation.figures import BundleFigures, Concern, Curve, Curves, Latency, SimilarPair
 from inspectd.workshop.evaluation.judged import Deployment, deployments
-from inspectd.workshop.evaluation.latency import machine, measure_latency
-from inspectd.workshop.provenance import Provenance, pixels_sha256, printable, read_provenance
+from inspectd.workshop.evaluation.latency import measure_latency
 from inspectd.workshop.evaluation.report import render
 from inspectd.workshop.evaluation.statistics import curves
 from inspectd.workshop.evaluation.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
+from inspectd.workshop.provenance import Provenance, pixels_sha256, printable, read_provenance
 
 if TYPE_CHECKING:
     from inspectd.workshop.evaluation.evaluate import EvaluateOptions

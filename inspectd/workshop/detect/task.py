@@ -17,8 +17,8 @@ from inspectd.workshop.detect.augment import BoxAugmenter
 from inspectd.workshop.detect.data import BoxedPictures
 from inspectd.workshop.detect.network import Target
 from inspectd.workshop.detect.precision import average_precision
-from inspectd.workshop.loop import Score, Task
 from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.task import Score, Task
 
 _JUDGE_BATCH = 16
 

@@ -39,7 +39,8 @@ from inspectd.workshop.detect.operating import choose_detector_thresholds, pictu
 from inspectd.workshop.detect.precision import average_precision
 from inspectd.workshop.detect.task import DetectTask, predict
 from inspectd.workshop.distributed import World, joined_world
-from inspectd.workshop.loop import EpochRow, fit, half_precision
+from inspectd.workshop.loop import EpochRow, fit
+from inspectd.workshop.numerics import half_precision
 from inspectd.workshop.options import TrainOptions
 from inspectd.workshop.place import refuse_other_things, replacing
 from inspectd.workshop.provenance import write_provenance

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from inspectd.workshop.evaluation.figures import ClassFigures, CopyFigures, Report, Share
 from inspectd.workshop.evaluation.plots import curve_plot, reliability_plot, share_plot
 from inspectd.workshop.evaluation.report import Cell, Items, Mood, Part, Plot, Plots, Table, Text
-from inspectd.workshop.evaluation.words import agreement, count, count_percent, four_digits, interval, percent, share_only
+from inspectd.workshop.evaluation.words import (
+    agreement,
+    count,
+    count_percent,
+    four_digits,
+    interval,
+    percent,
+    share_only,
+)
 
 
 def classes(report: Report) -> Iterator[Part]:

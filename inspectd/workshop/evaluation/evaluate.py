@@ -19,6 +19,7 @@ import torch
 from inspectd import __version__
 from inspectd.errors import UsageError
 from inspectd.frame import U8
+from inspectd.machine import machine
 from inspectd.model.bundle import WEIGHTS, Bundle, load_bundle
 from inspectd.model.calibrate import F64, Labels
 from inspectd.model.network import build_network, load_weights
@@ -43,15 +44,15 @@ from inspectd.workshop.evaluation.judged import (
     pass_scores,
     role_mask,
 )
-from inspectd.workshop.evaluation.latency import machine, measure_latency
+from inspectd.workshop.evaluation.latency import measure_latency
 from inspectd.workshop.evaluation.operating import choose_operating_point
-from inspectd.workshop.provenance import Provenance, printable, read_provenance
 from inspectd.workshop.evaluation.report import render
 from inspectd.workshop.evaluation.sections import classifier_page
 from inspectd.workshop.evaluation.statistics import calibration, curves, trade_off
 from inspectd.workshop.evaluation.validation import Validation, find_validation
 from inspectd.workshop.evaluation.worst import exhibits, worst_pictures
 from inspectd.workshop.evaluation.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
+from inspectd.workshop.provenance import Provenance, printable, read_provenance
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,11 @@
-"""How long one picture takes on this machine, in the daemon's own engine. And what machine that is."""
+"""How long one picture takes on this machine, in the daemon's own engine."""
 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 
@@ -67,16 +65,3 @@ def measure_latency(
         p99_ms=round(float(p99), 3),
         max_ms=round(float(measured_ms.max()), 3),
     )
-
-
-def machine() -> str:
-    """Processor, usable cores and operating system, in words."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}"

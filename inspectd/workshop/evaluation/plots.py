@@ -12,9 +12,17 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from inspectd.workshop.evaluation.figures import CalibrationFigures, ClassFigures, Curve, Curves, OperatingPoint, Share, TradeOff
+from inspectd.workshop.evaluation.figures import (
+    CalibrationFigures,
+    ClassFigures,
+    Curve,
+    Curves,
+    OperatingPoint,
+    Share,
+    TradeOff,
+)
 
-# Placeholders that become the page's variables; no other colour is ever drawn.
+# Colours that stand for the variables of the page; no other is ever drawn.
 INK, MUTED, GRID, BLUE, RED, AMBER, GREEN = (f"#0a0b{n:02x}" for n in range(1, 8))
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", BLUE: "blue", RED: "red", AMBER: "amber", GREEN: "green"}
 _STYLE: Any = {
