@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.exceptions import TyperException
 
 from inspectd import __version__, cli_workshop
 from inspectd.errors import InspectdError
@@ -27,7 +28,12 @@ Config = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Co
 def main() -> None:
     """Entry point: an expected error is one line on stderr and its exit code; a traceback only with --debug."""
     try:
-        app()
+        if code := app(standalone_mode=False):
+            sys.exit(code)
+    except TyperException as err:  # an option that is unknown, missing or wrong; typer itself would draw a box
+        if message := " ".join(err.format_message().split()):
+            print(f"inspectd: {message.replace('Value error, ', '')} Try --help.", file=sys.stderr)
+        sys.exit(err.exit_code)
     except InspectdError as err:
         if "--debug" in sys.argv:
             raise

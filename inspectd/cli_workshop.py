@@ -5,11 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+
+from inspectd.workshop.options import (
+    Device,
+    ExportTarget,
+    Imbalance,
+    Metric,
+    OptimiserName,
+    Precision,
+    Preset,
+    Stages,
+    Task,
+)
 
 _DATA_HELP = "One folder per class, or train/, val/, test/ of them; for a detector COCO JSON or Pascal VOC."
 _ROLES = "How classes are told apart"
@@ -17,76 +28,13 @@ _LEARN = "How it learns"
 _RUN = "The run"
 
 
-class _Task(StrEnum):
-    classify = "classify"
-    detect = "detect"
-
-
-class _Stages(StrEnum):
-    auto = "auto"
-    head = "head"
-    progressive = "progressive"
-    all = "all"
-
-
-class _Optimiser(StrEnum):
-    auto = "auto"
-    adamw = "adamw"
-    muon = "muon"
-    sgd = "sgd"
-
-
-class _Metric(StrEnum):
-    worst_recall = "worst-recall"
-    macro_recall = "macro-recall"
-    accuracy = "accuracy"
-    auc = "auc"
-    loss = "loss"
-
-
-class _Imbalance(StrEnum):
-    auto = "auto"
-    none = "none"
-    weights = "weights"
-    balanced = "balanced"
-    focal = "focal"
-
-
-class _Preset(StrEnum):
-    industrial = "industrial"
-    texture = "texture"
-    none = "none"
-
-
-class _Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class _Precision(StrEnum):
-    auto = "auto"
-    f32 = "f32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class EvaluateSplit(StrEnum):
-    test = "test"
-    val = "val"
-
-
-class ExportTarget(StrEnum):
-    openvino_int8 = "openvino-int8"
-    openvino = "openvino"
-    onnx = "onnx"
-    torch = "torch"
+Split = Literal["test", "val"]
 
 
 def train(
     data: Annotated[Path, typer.Argument(metavar="DATA", help=_DATA_HELP)],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="The bundle to write or replace.")],
-    task: Annotated[_Task, typer.Option(help="Classes of whole pictures, or boxes.")] = _Task.classify,
+    task: Annotated[Task, typer.Option(help="Classes of whole pictures, or boxes.")] = "classify",
     weights: Annotated[str, typer.Option(help="imagenet (downloads), none, or a file of weights.")] = "imagenet",
     size: Annotated[int, typer.Option(help="Side of the network's input; larger sees finer defects.")] = 224,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the pictures.")] = 20,
@@ -97,11 +45,11 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same model.")] = 0,
     ok: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLASS", help="A class of good parts.", rich_help_panel=_ROLES),
+        typer.Option(metavar="CLASS", help="Good parts; repeatable.", rich_help_panel=_ROLES),
     ] = None,
     empty: Annotated[
         list[str] | None,
-        typer.Option(metavar="CLASS", help="A class of empty stations; repeatable.", rich_help_panel=_ROLES),
+        typer.Option(metavar="CLASS", help="Empty stations; repeatable.", rich_help_panel=_ROLES),
     ] = None,
     group_by: Annotated[
         str | None,
@@ -115,12 +63,12 @@ def train(
         float, typer.Option(help="Share set aside to judge by, without a val/ folder.", rich_help_panel=_ROLES)
     ] = 0.2,
     stages: Annotated[
-        _Stages,
+        Stages,
         typer.Option(help="What learns: the head only, layer by layer, or all at once.", rich_help_panel=_LEARN),
-    ] = _Stages.auto,
+    ] = "auto",
     optimizer: Annotated[
-        _Optimiser, typer.Option(help="auto: muon from no weights, adamw from given ones.", rich_help_panel=_LEARN)
-    ] = _Optimiser.auto,
+        OptimiserName, typer.Option(help="auto: muon from no weights, adamw from given ones.", rich_help_panel=_LEARN)
+    ] = "auto",
     learning_rate: Annotated[
         float | None,
         typer.Option(help="Peak of the schedule; each optimizer has its own.", rich_help_panel=_LEARN),
@@ -134,18 +82,18 @@ def train(
     label_smoothing: Annotated[float, typer.Option(help="0 to 0.5.", rich_help_panel=_LEARN)] = 0.05,
     dropout: Annotated[float, typer.Option(help="Before the last layer.", rich_help_panel=_LEARN)] = 0.0,
     imbalance: Annotated[
-        _Imbalance, typer.Option(help="What is done about rare classes; auto says what.", rich_help_panel=_LEARN)
-    ] = _Imbalance.auto,
+        Imbalance, typer.Option(help="What is done about rare classes; auto says what.", rich_help_panel=_LEARN)
+    ] = "auto",
     augment: Annotated[
-        _Preset, typer.Option(help="texture: surfaces without up and down.", rich_help_panel=_LEARN)
-    ] = _Preset.industrial,
+        Preset, typer.Option(help="texture: surfaces without up and down.", rich_help_panel=_LEARN)
+    ] = "industrial",
     simulate: Annotated[
         int,
         typer.Option(min=0, help="Fill defect classes up to so many with simulated defects.", rich_help_panel=_LEARN),
     ] = 0,
     metric: Annotated[
-        _Metric, typer.Option(help="What makes an epoch the best one.", rich_help_panel=_LEARN)
-    ] = _Metric.worst_recall,
+        Metric, typer.Option(help="What makes an epoch the best one.", rich_help_panel=_LEARN)
+    ] = "worst-recall",
     max_false_rejects: Annotated[
         float, typer.Option(help="Good pictures that may be given up so that none escapes.", rich_help_panel=_LEARN)
     ] = 0.1,
@@ -169,8 +117,8 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Write TensorBoard logs there.", rich_help_panel=_RUN)
     ] = None,
     int8: Annotated[bool, typer.Option(help="Make the INT8 copy.", rich_help_panel=_RUN)] = True,
-    device: Annotated[_Device, typer.Option(rich_help_panel=_RUN)] = _Device.auto,
-    precision: Annotated[_Precision, typer.Option(rich_help_panel=_RUN)] = _Precision.auto,
+    device: Annotated[Device, typer.Option(rich_help_panel=_RUN)] = "auto",
+    precision: Annotated[Precision, typer.Option(rich_help_panel=_RUN)] = "auto",
     accumulate: Annotated[
         int, typer.Option(min=1, help="Parts that a batch is cut into, to save memory.", rich_help_panel=_RUN)
     ] = 1,
@@ -184,22 +132,22 @@ def train(
     from inspectd.workshop.options import TrainOptions, parse_duration
 
     options = TrainOptions(
-        task=task.value,
+        task=task,
         weights=weights if weights in ("imagenet", "none") else Path(weights),  # type: ignore[arg-type]
-        stages=stages.value,
+        stages=stages,
         epochs=epochs,
         batch_size=batch_size,
         accumulate=accumulate,
         learning_rate=learning_rate,
-        optimiser=optimizer.value,
+        optimiser=optimizer,
         layer_decay=layer_decay,
         ema_decay=ema,
         label_smoothing=label_smoothing,
         dropout=dropout,
         patience=patience,
-        metric=metric.value,
-        imbalance=imbalance.value,
-        augment=augment.value,
+        metric=metric,
+        imbalance=imbalance,
+        augment=augment,
         simulate=simulate,
         ok=tuple(ok or ()),
         empty=tuple(empty or ()),
@@ -209,8 +157,8 @@ def train(
         val_fraction=val_fraction,
         max_false_rejects=max_false_rejects,
         time_budget_s=None if time_budget is None else parse_duration(time_budget),
-        device=device.value,
-        precision=precision.value,
+        device=device,
+        precision=precision,
         threads=threads,
         int8=int8,
     )
@@ -269,7 +217,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="One folder per class, or train/, val/, test/ of them.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where report.html and .json go.")],
     split: Annotated[
-        EvaluateSplit | None, typer.Option(help="Which pictures; default: test/ if it is there, else the whole folder.")
+        Split | None, typer.Option(help="Which pictures; default: test/ if it is there, else the whole folder.")
     ] = None,
     max_escapes: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of bad pictures that may pass, to choose pass_min for.")
@@ -291,7 +239,7 @@ def evaluate(
     from inspectd.workshop.evaluation.outcome import print_outcome
 
     options = EvaluateOptions(
-        split=split.value if split else None,
+        split=split,
         max_escapes=max_escapes,
         validation=validation,
         keep_similar=keep_similar,
@@ -322,7 +270,7 @@ def export(
     from inspectd.workshop.export import export_copy
 
     with progress_bars(Console(stderr=True)) as tell:
-        outcome = export_copy(bundle, to.value, data, output, tell)
+        outcome = export_copy(bundle, to, data, output, tell)
     for line in outcome.lines:
         print(line)
     sys.exit(0 if outcome.passed else 1)

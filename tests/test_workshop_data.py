@@ -265,7 +265,10 @@ def test_all_kinds_of_files_come_out_right_together(tmp_path):
     assert [name for name, look in dataset.looks.items() if look.sixteen_bit] == ["dent/4_deep.png"]
 
 
-@pytest.mark.skipif("INSPECTD_NEU_DET" not in os.environ, reason="INSPECTD_NEU_DET names no folder")
+@pytest.mark.skipif(
+    "INSPECTD_NEU_DET" not in os.environ,
+    reason="needs the pictures of NEU-DET, which are not part of the project; INSPECTD_NEU_DET is their folder",
+)
 def test_a_public_set_of_textures_does_not_chain():
     """NEU-DET, train: hot-rolled steel, no two pictures of one place but a few."""
     rows = [

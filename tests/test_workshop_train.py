@@ -249,6 +249,24 @@ def test_export_wants_the_pictures_that_trained_the_bundle(bundle, tmp_path):
     assert "--data" in errors
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "x", "-o", "y", "--task", "nonsense"], "'nonsense' is not one of 'classify', 'detect'"),
+        (["train", "x", "-o", "y", "--epochs", "0"], "'--epochs'"),
+        (["train", "x"], "'--output'"),
+        (["train", "x", "-o", "y", "--epoch", "3"], "No such option: --epoch"),
+        (["nonsense"], "No such command 'nonsense'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, said):
+    code, errors = command(*arguments)
+    assert code == 2
+    assert said in errors
+    assert errors.startswith("inspectd: ")
+    assert errors.count("\n") == 1
+
+
 def test_a_dry_run_says_what_would_be_done_and_writes_nothing(data, tmp_path, capsys):
     code, _ = command(
         "train", data, "-o", tmp_path / "b", "--weights", "none", "--size", 32, "--threads", 1, "--dry-run"

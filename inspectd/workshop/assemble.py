@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -25,12 +23,10 @@ from inspectd.model.network import save_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import Judged, calibration_pictures, float32_copies, make_copy, refused
 from inspectd.workshop.provenance import write_provenance
+from inspectd.workshop.training import as_json
 from inspectd.workshop.workpiece import Workpiece
 
 log = structlog.get_logger(__name__)
-
-_SETTLE_BATCH = 32
-_FINISH_SHARE, _FINISH_MOST_S = 0.25, 60.0  # of a time budget, kept for quantising and judging
 
 
 def fill_bundle(work: Path, network: nn.Module, piece: Workpiece, trained_s: float, tell: Tell) -> None:
@@ -78,15 +74,14 @@ def _made_from(piece: Workpiece) -> Iterator[tuple[Split, Sample, U8]]:
 
 def _warn_of_escapes(manifest: Manifest, false_rejects: float) -> None:
     """A wrong pass that is known beforehand is not left to be found in a table."""
-    worst = max(manifest.metrics[name]["operating_point"]["escapes"] for name in ("eager", *manifest.metrics["gate"])
-                if name in manifest.metrics)  # fmt: skip
+    judged = [figures for name, figures in manifest.metrics.items() if name not in ("split", "gate")]
+    worst = max(figures["operating_point"]["escapes"] for figures in judged)
     if worst:
         note = f"{worst} validation pictures wrongly pass where {false_rejects:.0%} of the good ones may be given up"
         log.warning("bad_pictures_pass", note=f"{note}; give more pictures, or a larger --max-false-rejects")
 
 
 def _draft(piece: Workpiece, trained_s: float) -> Manifest:
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(piece.options).items()}
     return Manifest(
         format_version=FORMAT_VERSION,
         architecture="resnet18",
@@ -97,7 +92,7 @@ def _draft(piece: Workpiece, trained_s: float) -> Manifest:
         training={
             "data_sha256": piece.dataset.fingerprint,
             "pictures": {split: piece.dataset.counts(split) for split in piece.dataset.splits},
-            "options": json.loads(json.dumps(options)),
+            "options": as_json(piece.options),
             "imbalance": piece.plan.why,
             "seconds": round(trained_s, 1),
         },

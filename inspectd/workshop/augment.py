@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -21,8 +21,7 @@ from torch import Tensor
 
 from inspectd.errors import UsageError
 from inspectd.frame import U8
-
-Preset = Literal["industrial", "texture", "none"]
+from inspectd.workshop.options import Preset
 
 _PARAMETERS = 13  # drawn for each picture, whether they are used or not
 _NOISE_BANK = 64  # pixels that the noise is larger than a picture, each way

@@ -7,7 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -22,10 +22,9 @@ from inspectd.model.network import build_network, load_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import calibration_pictures, float32_copies, make_copy
 from inspectd.workshop.gate import GateReport, judge_copy
+from inspectd.workshop.options import ExportTarget
 from inspectd.workshop.place import refuse_other_things, replacing
 from inspectd.workshop.provenance import read_provenance
-
-Target = Literal["openvino-int8", "openvino", "onnx", "torch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class ExportOutcome:
     lines: tuple[str, ...]
 
 
-def export_copy(path: Path, to: Target, data: Path | None, output: Path | None, tell: Tell) -> ExportOutcome:
+def export_copy(path: Path, to: ExportTarget, data: Path | None, output: Path | None, tell: Tell) -> ExportOutcome:
     """Make one copy of the bundle at `path` and, where the gate lets it pass, put it in place.
 
     It goes into the bundle itself, or into a new bundle at `output`; `torch` is a file of plain torchvision

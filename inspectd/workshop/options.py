@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from inspectd.errors import UsageError
-from inspectd.model.network import StartWeights
+
+if TYPE_CHECKING:  # it brings torch, and the command line only wants the words below
+    from inspectd.model.network import StartWeights
 
 Task = Literal["classify", "detect"]
 Stages = Literal["auto", "head", "progressive", "all"]
@@ -17,6 +19,7 @@ Imbalance = Literal["auto", "none", "weights", "balanced", "focal"]
 Preset = Literal["industrial", "texture", "none"]
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "f32", "bf16", "fp16"]
+ExportTarget = Literal["openvino-int8", "openvino", "onnx", "torch"]
 
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 

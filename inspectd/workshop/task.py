@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,3 +40,10 @@ class Task(ABC):
     @abstractmethod
     def judge(self, network: nn.Module) -> Score:
         """Score the network, in eval mode, on validation. Called under autocast, without gradients."""
+
+    @abstractmethod
+    def plain_batches(self, size: int) -> Iterator[Tensor]:
+        """All training pictures once, `size` at a time, not augmented, in a seeded order, on the device.
+
+        What statistics are settled on: float32 [size, 3, H, W], normalised, channels last.
+        """

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import structlog
 import torch
 
-from inspectd.errors import UsageError
 from inspectd.model.data import Dataset, Pictures, open_dataset
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.survey import Finding, survey
@@ -19,11 +17,9 @@ from inspectd.workshop.distributed import World
 from inspectd.workshop.fill import Filled, fill_small_classes
 from inspectd.workshop.imbalance import ImbalancePlan, plan_for
 from inspectd.workshop.options import TrainOptions
+from inspectd.workshop.training import refuse_uneven
 
 log = structlog.get_logger(__name__)
-
-_SETTLE_BATCH = 32
-_FINISH_SHARE, _FINISH_MOST_S = 0.25, 60.0  # of a time budget, kept for quantising and judging
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +34,10 @@ class Workpiece:
     options: TrainOptions
     device: torch.device
     world: World
+
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
 
     @property
     def learnt_from(self) -> Pictures:
@@ -66,8 +66,7 @@ def prepare(data: Path, options: TrainOptions, world: World, tell: Tell) -> Work
         on_progress=lambda done, total: tell("reading pictures", done, total),
     )
     pictures = {split: dataset.pictures[split] for split in ("train", "val")}
-    if min(options.batch_size, len(pictures["train"])) % world.size:
-        raise UsageError(f"train: --batch-size {options.batch_size} cannot be shared by {world.size} processes")
+    refuse_uneven(options, len(pictures["train"]), world)
     if world.main:
         _report(survey(dataset))
     filled = fill_small_classes(
@@ -83,9 +82,3 @@ def prepare(data: Path, options: TrainOptions, world: World, tell: Tell) -> Work
 def _report(findings: list[Finding]) -> None:
     for finding in findings:
         (log.info if finding.severity == "note" else log.warning)(f"data_{finding.kind}", note=finding.message)
-
-
-def identity(piece: Workpiece) -> dict[str, Any]:
-    """What a checkpoint must have been made with to be continued."""
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(piece.options).items()}
-    return {"data": piece.dataset.fingerprint, "processes": piece.world.size, "torch": torch.__version__, **arguments}

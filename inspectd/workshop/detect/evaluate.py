@@ -81,7 +81,7 @@ def evaluate_detector(bundle: Bundle, data: Path, output: Path, options: Evaluat
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
         machine=machine(),
-        bundle=_bundle_figures(bundle),
+        bundle=BundleFigures.of(bundle),
         data=_data_figures(data, admitted, record, options),
         concerns=tuple(_concerns(admitted, judged, bundle)),
         deployed=headline.name,
@@ -263,21 +263,6 @@ def _data_figures(
         similar=admitted.similar,
         similar_kept=options.keep_similar,
         record=record is not None,
-    )
-
-
-def _bundle_figures(bundle: Bundle) -> BundleFigures:
-    manifest = bundle.manifest
-    trained_on = manifest.training.get("data_sha256")
-    return BundleFigures(
-        path=printable(str(bundle.path)),
-        sha256=bundle.sha256,
-        architecture=manifest.architecture,
-        created_at=manifest.created_at,
-        created_by=manifest.created_by,
-        width=manifest.preprocess.width,
-        height=manifest.preprocess.height,
-        data_sha256=trained_on if isinstance(trained_on, str) else None,
     )
 
 

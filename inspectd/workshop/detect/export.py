@@ -9,7 +9,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -27,11 +26,9 @@ from inspectd.workshop.detect.gate import CopyReport, judge_detector_copy
 from inspectd.workshop.detect.network import Detector, build_detector
 from inspectd.workshop.detect.task import predict
 from inspectd.workshop.export import ExportOutcome
+from inspectd.workshop.options import ExportTarget
 from inspectd.workshop.place import refuse_other_things, replacing
 from inspectd.workshop.provenance import read_provenance
-
-if TYPE_CHECKING:
-    from inspectd.workshop.export import Target
 
 
 def make_detector_copies(
@@ -76,7 +73,7 @@ def _make(
 
 
 def export_detector_copy(
-    bundle: Bundle, to: Target, data: Path | None, output: Path | None, tell: Tell
+    bundle: Bundle, to: ExportTarget, data: Path | None, output: Path | None, tell: Tell
 ) -> ExportOutcome:
     """Make one copy of a detector's bundle and, where the gate lets it pass, put it in place.
 

@@ -28,7 +28,7 @@ from inspectd.workshop.evaluation.report import (
     Text,
     Tile,
 )
-from inspectd.workshop.evaluation.words import above, count, interval, percent
+from inspectd.workshop.evaluation.words import SPLIT_WORDS, above, count, interval, percent
 
 _KINDS: dict[ErrorKind, tuple[str, Mood]] = {
     "escape": ("Escape: it has a defect, and passes", "bad"),
@@ -37,7 +37,6 @@ _KINDS: dict[ErrorKind, tuple[str, Mood]] = {
     "wrong_boxes": ("Right verdict, but boxes are missing or too many", "plain"),
     "right": ("Right, but least sure", "plain"),
 }
-_SPLITS = {"test": "test data", "val": "validation data: not a test", "all": "all pictures of the folder"}
 
 
 def detector_page(report: DetectorReport, pixels: Sequence[U8]) -> Page:
@@ -46,7 +45,7 @@ def detector_page(report: DetectorReport, pixels: Sequence[U8]) -> Page:
         title=f"Evaluation of {report.bundle.path.rstrip('/').rpartition('/')[2] or report.bundle.path}",
         subtitle=(
             f"Detector {report.bundle.sha256[:12]} on {report.data.pictures} pictures of {report.data.folder} "
-            f"({_SPLITS[report.data.split]}), {report.created_at[:16].replace('T', ' ')} UTC"
+            f"({SPLIT_WORDS[report.data.split]}), {report.created_at[:16].replace('T', ' ')} UTC"
         ),
         answer=detector_answer(report),
         tiles=tuple(_tiles(report)),

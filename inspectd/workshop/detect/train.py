@@ -5,10 +5,8 @@ read -> anchors -> fit -> settle -> gate the copies -> thresholds -> bundle, in 
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import repeat
 from pathlib import Path
@@ -22,13 +20,11 @@ from inspectd import __version__
 from inspectd.engine.base import Scores
 from inspectd.errors import UsageError
 from inspectd.frame import U8
-from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, Bundle, DetectorSpec, Manifest, load_bundle, write_manifest
+from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, Bundle, DetectorSpec, Manifest, write_manifest
 from inspectd.model.data import Sample, Split
-from inspectd.model.export import settle_batch_norm
 from inspectd.model.network import save_weights
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.progress import Tell
-from inspectd.workshop.checkpoint import RunFolder
 from inspectd.workshop.copies import calibration_pictures, float32_copies
 from inspectd.workshop.detect.anchors import USUAL, Anchors, choose_anchors
 from inspectd.workshop.detect.data import BoxedDataset, BoxedPictures, load_boxes, open_boxes
@@ -38,19 +34,25 @@ from inspectd.workshop.detect.network import Detector, build_detector, load_body
 from inspectd.workshop.detect.operating import choose_detector_thresholds, picture_figures
 from inspectd.workshop.detect.precision import average_precision
 from inspectd.workshop.detect.task import DetectTask, predict
-from inspectd.workshop.distributed import World, joined_world
-from inspectd.workshop.loop import EpochRow, fit
-from inspectd.workshop.numerics import half_precision
+from inspectd.workshop.distributed import World
+from inspectd.workshop.loop import EpochRow
 from inspectd.workshop.options import TrainOptions
-from inspectd.workshop.place import refuse_other_things, replacing
 from inspectd.workshop.provenance import write_provenance
-from inspectd.workshop.train import settle_unfinished, start_as_identity
+from inspectd.workshop.training import (
+    Attempt,
+    as_json,
+    fit_network,
+    log_start,
+    refuse_uneven,
+    start_as_identity,
+    train_bundle,
+)
 
 log = structlog.get_logger(__name__)
 
 _SETTLE_BATCH = 16
 _SMALL_SIDE = 4.0  # pixels in the network's input, below which a box is as good as unseen
-_FINISH_SHARE, _FINISH_MOST_S = 0.25, 120.0  # of a time budget, kept for quantising and judging
+_FINISH_S = 120.0  # for quantising and judging
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class DetectorWorkpiece:
     device: torch.device
     world: World
 
+    @property
+    def fingerprint(self) -> str:
+        return self.dataset.fingerprint
+
 
 def train_detector(
     data: Path,
@@ -75,31 +81,22 @@ def train_detector(
     restart: bool = False,
     on_epoch: EpochRow | None = None,
 ) -> Bundle | None:
-    """Train a Faster R-CNN on `data` and write it to `bundle`, a new directory or one that held a bundle.
-
-    Checkpoints lie in `BUNDLE.run` until the bundle is whole and in its place. The same data, options and
-    machine give the same weights, resumed or not. Started by `torchrun`, process 0 alone writes; the
-    others return None.
+    """Train a Faster R-CNN on `data` and write it to `bundle`; see `train_bundle`.
 
     Raises:
         DataError: pictures or labels cannot be used, or `bundle` holds something else.
         UsageError: the options make no sense here, or an unfinished run is in the way.
     """
-    tell = tell or _silent
-    started = time.monotonic()
-    refuse_other_things(bundle)
-    with joined_world() as world:
-        piece = prepare_detector(data, options, world, tell if world.main else _silent)
-        run = RunFolder.beside(bundle, _identity(piece))
-        if world.main:
-            settle_unfinished(run, resume=resume, restart=restart)
-        network = _fit(piece, run, started, tell if world.main else _silent, on_epoch)
-    if not world.main:
-        return None
-    with replacing(bundle) as work:
-        _fill(work, network, piece, time.monotonic() - started, tell)
-    run.remove()
-    return load_bundle(bundle)
+    return train_bundle(
+        bundle,
+        lambda world, told: prepare_detector(data, options, world, told),
+        _fit,
+        _fill,
+        tell,
+        resume=resume,
+        restart=restart,
+        on_epoch=on_epoch,
+    )
 
 
 def prepare_detector(data: Path, options: TrainOptions, world: World, tell: Tell) -> DetectorWorkpiece:
@@ -119,8 +116,7 @@ def prepare_detector(data: Path, options: TrainOptions, world: World, tell: Tell
         split: load_boxes(dataset.splits[split], spec, lambda done, total: tell("reading pictures", done, total))
         for split in ("train", "val")
     }
-    if min(options.batch_size, len(pictures["train"])) % world.size:
-        raise UsageError(f"train: --batch-size {options.batch_size} cannot be shared by {world.size} processes")
+    refuse_uneven(options, len(pictures["train"]), world)
     edges = np.concatenate(pictures["train"].edges).astype(np.float64)
     _warn_of_small_boxes(edges, options.size)
     anchors = choose_anchors(edges)
@@ -128,10 +124,6 @@ def prepare_detector(data: Path, options: TrainOptions, world: World, tell: Tell
     log.info("anchors", strides=anchors.strides, sizes=anchors.sizes, ratios=anchors.ratios, **fits)
     draft = _draft(dataset, spec, anchors, fits, options)
     return DetectorWorkpiece(dataset, pictures, draft, options, world.device(options.device), world)
-
-
-def _silent(stage: str, done: int, total: int, message: str = "") -> None:
-    """Nobody is told."""
 
 
 def _warn_of_small_boxes(edges: np.ndarray[Any, np.dtype[np.float64]], size: int) -> None:
@@ -148,7 +140,6 @@ def _warn_of_small_boxes(edges: np.ndarray[Any, np.dtype[np.float64]], size: int
 def _draft(
     dataset: BoxedDataset, spec: PreprocessSpec, anchors: Anchors, fits: dict[str, Any], options: TrainOptions
 ) -> Manifest:
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
     return Manifest(
         format_version=FORMAT_VERSION,
         task="detect",
@@ -165,56 +156,28 @@ def _draft(
             "pictures": {split: len(dataset.splits[split]) for split in dataset.splits},
             "boxes": {split: dataset.counts(split) for split in dataset.splits},
             "anchors": fits,
-            "options": json.loads(json.dumps(given)),
+            "options": as_json(options),
         },
         files={},
     )
 
 
-def _identity(piece: DetectorWorkpiece) -> dict[str, Any]:
-    """What a checkpoint must have been made with to be continued."""
-    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(piece.options).items()}
-    return {"data": piece.dataset.fingerprint, "processes": piece.world.size, "torch": torch.__version__, **arguments}
-
-
 # -- fitting ------------------------------------------------------------------------------------------
 
 
-def _fit(piece: DetectorWorkpiece, run: RunFolder, started: float, tell: Tell, on_epoch: EpochRow | None) -> Detector:
+def _fit(piece: DetectorWorkpiece, attempt: Attempt) -> Detector:
     """The trained network, on the CPU, in eval mode."""
-    options, device = piece.options, piece.device
-    half = half_precision(device, options)
+    options = piece.options
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
         network = build_detector(piece.draft)
         if options.from_scratch:
             start_as_identity(network)
         load_body(network, options.weights)
-    network.to(device).to(memory_format=torch.channels_last)
-    log.info(
-        "training",
-        pictures=len(piece.pictures["train"]),
-        device=str(device),
-        dtype=str(half or torch.float32),
-        stages=options.stage_plan,
-        optimiser=options.optimiser_plan,
-        rate=options.peak_rate,
-    )
-    task = detect_task(piece)
-    budget = None if options.time_budget_s is None else _time_left(options.time_budget_s, started)
-    fit(
-        network,
-        task,
-        options,
-        world=piece.world,
-        device=device,
-        run=run,
-        budget_s=budget,
-        tell=tell,
-        on_epoch=on_epoch,
-    )
-    if piece.world.main:
-        _settle(network, task, half)
+    network.to(piece.device).to(memory_format=torch.channels_last)
+    log_start(piece, len(piece.pictures["train"]))
+    task, body = detect_task(piece), network.backbone
+    fit_network(network, task, piece, attempt, finish_s=_FINISH_S, settled=body, settle_batch=_SETTLE_BATCH)
     network.to("cpu").eval()
     return network
 
@@ -225,28 +188,6 @@ def detect_task(piece: DetectorWorkpiece) -> DetectTask:
     assert draft.detector is not None, "a detector's manifest"
     train, val = piece.pictures["train"], piece.pictures["val"]
     return DetectTask(train, val, draft.classes, draft.preprocess, draft.detector, piece.options, piece.device)
-
-
-def _settle(network: Detector, task: DetectTask, half: torch.dtype | None) -> None:
-    """Replace the statistics that moved along with training by plain averages, where that judges better."""
-    device = next(network.parameters()).device
-
-    def key() -> tuple[float, ...]:
-        with torch.no_grad(), torch.autocast(device.type, half, enabled=half is not None):
-            return task.judge(network.eval()).key
-
-    before = key()
-    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    with torch.autocast(device.type, half, enabled=half is not None):
-        settle_batch_norm(network.backbone, task.plain_batches(_SETTLE_BATCH))
-    if key() < before:
-        network.load_state_dict(kept)
-
-
-def _time_left(budget_s: float, started: float) -> float:
-    """What a time budget leaves for fitting, after reading, and before quantising and judging."""
-    finish = min(_FINISH_SHARE * budget_s, _FINISH_MOST_S)
-    return max(0.25 * budget_s, budget_s - finish - (time.monotonic() - started))
 
 
 # -- the bundle ---------------------------------------------------------------------------------------

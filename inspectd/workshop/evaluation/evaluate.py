@@ -133,7 +133,7 @@ def _examine(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=_versions(),
         machine=machine(),
-        bundle=_bundle_figures(bundle),
+        bundle=BundleFigures.of(bundle),
         data=_data_figures(bundle, data, admitted, record, options),
         concerns=tuple(_concerns(admitted, judged, bundle)),
         deployed=headline.name,
@@ -226,21 +226,6 @@ def _concerns(admitted: Admitted, judged: list[Judged], bundle: Bundle) -> Itera
     if not set(bundle.copies) - {"onnx"}:
         words = "The bundle has no copy that the daemon can run on this machine: the figures are those of torch."
         yield Concern(text=words, grave=True)
-
-
-def _bundle_figures(bundle: Bundle) -> BundleFigures:
-    manifest = bundle.manifest
-    trained_on = manifest.training.get("data_sha256")
-    return BundleFigures(
-        path=printable(str(bundle.path)),
-        sha256=bundle.sha256,
-        architecture=manifest.architecture,
-        created_at=manifest.created_at,
-        created_by=manifest.created_by,
-        width=manifest.preprocess.width,
-        height=manifest.preprocess.height,
-        data_sha256=trained_on if isinstance(trained_on, str) else None,
-    )
 
 
 def _data_figures(

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inspectd.model.bundle import Role, Thresholds
+from inspectd.model.bundle import Bundle, Role, Thresholds
+from inspectd.workshop.provenance import printable
 
 Verdict = Literal["pass", "fail", "uncertain", "empty", "engine_error"]
 """What the daemon would publish: `pass`, `fail`, or `no_result` with its reason; `empty` is one without a reason."""
@@ -214,6 +215,21 @@ class BundleFigures(Figures):
     height: int
     data_sha256: str | None
     """Fingerprint of the data it was trained on."""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> BundleFigures:
+        manifest = bundle.manifest
+        trained_on = manifest.training.get("data_sha256")
+        return cls(
+            path=printable(str(bundle.path)),
+            sha256=bundle.sha256,
+            architecture=manifest.architecture,
+            created_at=manifest.created_at,
+            created_by=manifest.created_by,
+            width=manifest.preprocess.width,
+            height=manifest.preprocess.height,
+            data_sha256=trained_on if isinstance(trained_on, str) else None,
+        )
 
 
 class Report(Figures):

@@ -29,7 +29,7 @@ from inspectd.workshop.evaluation.report import (
     Text,
     Tile,
 )
-from inspectd.workshop.evaluation.words import above, count, count_percent, interval, percent
+from inspectd.workshop.evaluation.words import SPLIT_WORDS, above, count, count_percent, interval, percent
 from inspectd.workshop.evaluation.worst import Exhibit
 
 _KINDS: dict[ErrorKind, tuple[str, Mood]] = {
@@ -52,12 +52,11 @@ def classifier_page(report: Report, exhibits: Sequence[Exhibit]) -> Page:
     """The page of a report; `exhibits` are the pictures of `report.worst`, in that order."""
     figures = report.headline.verdicts
     name = report.bundle.path.rstrip("/").rpartition("/")[2] or report.bundle.path
-    kind = {"test": "test data", "val": "validation data: not a test", "all": "all pictures of the folder"}
     return Page(
         title=f"Evaluation of {name}",
         subtitle=(
             f"Bundle {report.bundle.sha256[:12]} on {report.data.pictures} pictures of {report.data.folder} "
-            f"({kind[report.data.split]}), {report.created_at[:16].replace('T', ' ')} UTC"
+            f"({SPLIT_WORDS[report.data.split]}), {report.created_at[:16].replace('T', ' ')} UTC"
         ),
         answer=answer(report),
         tiles=tuple(_tiles(figures)),

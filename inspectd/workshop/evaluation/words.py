@@ -6,6 +6,8 @@ import math
 
 from inspectd.workshop.evaluation.figures import Share
 
+SPLIT_WORDS = {"test": "test data", "val": "validation data: not a test", "all": "all pictures of the folder"}
+
 
 def percent(share: float) -> str:
     """A share in percent, on one line."""
