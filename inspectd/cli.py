@@ -28,8 +28,7 @@ Config = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Co
 def main() -> None:
     """Entry point: an expected error is one line on stderr and its exit code; a traceback only with --debug."""
     try:
-        if code := app(standalone_mode=False):
-            sys.exit(code)
+        sys.exit(app(standalone_mode=False) or 0)
     except TyperException as err:  # an option that is unknown, missing or wrong; typer itself would draw a box
         if message := " ".join(err.format_message().split()):
             print(f"inspectd: {message.replace('Value error, ', '')} Try --help.", file=sys.stderr)
