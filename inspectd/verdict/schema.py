@@ -24,7 +24,14 @@ NoResultReason = Literal[
     "engine_error",  # the engine failed, or its scores are no numbers
     "not_ready",  # the system is not ready to judge
 ]
-State = Literal["starting", "ready", "busy", "fault"]
+State = Literal[
+    "starting",  # not yet able to judge
+    "ready",  # able to judge, and vouched for by its last challenge
+    "busy",  # judging is suspended for a moment: a challenge runs
+    "fault",  # not able to judge; `reason` says why
+]
+"""In the spirit of the vision state machine of OPC 40100-1 (Preoperational, Ready, Execution, Error)."""
+JournalState = Literal["off", "ok", "failing"]
 
 Encoding = Literal["json", "msgpack"]
 
@@ -66,6 +73,7 @@ class Latency(_Message):
     queue: Milliseconds
     engine: Milliseconds
     total: Milliseconds
+    trigger: Milliseconds | None = Field(None, description="from the trigger's acceptance to this message")
 
 
 class BoxScore(_Message):
@@ -93,15 +101,16 @@ class Verdict(_Message):
     score: float | None = Field(None, ge=0, le=1, description="calibrated probability of label")
     scores: dict[str, float] = Field(default_factory=dict, description="calibrated probability of every class")
     boxes: tuple[BoxScore, ...] = ()
-    part_id: str | None = None
-    trigger_id: str | None = None
+    part_id: str | None = Field(None, description="echoed from the trigger")
+    trigger_id: str | None = Field(None, description="which trigger this answers; null in free run")
     frame: FrameInfo | None = Field(description="null only when there was no frame")
     captured_at: Timestamp | None
     published_at: Timestamp
     latency_ms: Latency
     model: str = Field(description="SHA-256 prefix of the bundle")
     config: str = Field(description="SHA-256 prefix of the effective configuration")
-    evidence: str | None = Field(None, description="relative path of the stored picture")
+    recipe: str | None = Field(None, description="name of the recipe in force; null outside the recipes")
+    evidence: str | None = Field(None, description="path of the stored picture, relative to evidence.dir")
 
     @model_validator(mode="after")
     def _whole(self) -> Verdict:
@@ -112,6 +121,60 @@ class Verdict(_Message):
                 raise ValueError(f"a {self.verdict} needs its label and score")
         elif self.reason is None and self.label is None:
             raise ValueError("a no_result needs a reason, or the label of an empty class")
+        return self
+
+
+class PartFrames(_Message):
+    """How many frames of a part were judged how."""
+
+    total: int = Field(ge=0)
+    passed: Count
+    failed: Count
+    uncertain: Count = Field(description="no_result(uncertain): looked at, and not sure")
+    unseen: Count = Field(description="every other no_result: nothing is known of these frames")
+
+
+class DecisiveFrame(_Message):
+    """The frame that decided a part, and the verdict message that told of it."""
+
+    seq: int = Field(ge=1, description="of its message on verdict/<camera>/<roi>/")
+    index: Count
+    pts: float | None
+    captured_at: Timestamp | None
+    evidence: str | None
+
+
+class Part(_Message):
+    """One part in free run: a run of frames with something in view. Topic `part/<camera>/<roi>/`."""
+
+    schema_: Literal["inspectd.part/1"] = Field("inspectd.part/1", alias="schema")
+    boot_id: str
+    seq: int = Field(ge=1, description="counts per topic without gaps from 1 within a boot")
+    replayed: bool = False
+    camera: str
+    roi: str
+    verdict: VerdictKind
+    reason: NoResultReason | None = Field(None, description="why there is no result; null on pass and fail")
+    label: str | None
+    score: float | None = Field(None, ge=0, le=1)
+    vote: Literal["any_defect", "n_of_m", "best_view"]
+    frames: PartFrames
+    first_index: Count
+    last_index: Count
+    first_at: Timestamp | None = Field(description="captured_at of the part's first frame")
+    last_at: Timestamp | None = Field(description="captured_at of the part's last frame with something in view")
+    decisive: DecisiveFrame | None = Field(description="null when no frame could decide")
+    published_at: Timestamp
+    model: str
+    config: str
+    recipe: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Part:
+        if (self.reason is None) != (self.verdict != "no_result"):
+            raise ValueError("a no_result carries a reason, and only a no_result does")
+        if self.verdict != "no_result" and (self.label is None or self.decisive is None):
+            raise ValueError(f"a {self.verdict} needs its label and its decisive frame")
         return self
 
 
@@ -135,12 +198,20 @@ class Heartbeat(_Message):
     boot_id: str
     seq: int = Field(ge=1)
     state: State
+    reason: str | None = Field(None, description="why the state is not ready")
     topics: dict[str, int] = Field(description="newest seq of every topic, so that a lost tail shows")
+    journal: JournalState = Field("off", description="failing: verdicts go on, but are not all on disk")
+    recipe: str | None = None
+    config: str = Field("", description="SHA-256 prefix of the effective configuration")
     published_at: Timestamp
 
 
 def verdict_topic(camera: str, roi: str) -> str:
     return f"verdict/{camera}/{roi}/"
+
+
+def part_topic(camera: str, roi: str) -> str:
+    return f"part/{camera}/{roi}/"
 
 
 def status_topic(camera: str) -> str:
@@ -150,8 +221,13 @@ def status_topic(camera: str) -> str:
 HEARTBEAT_TOPIC = "heartbeat/"
 
 
-Message = Verdict | CameraStatus | Heartbeat
-_MODELS: dict[str, type[Message]] = {"verdict": Verdict, "status": CameraStatus, "heartbeat": Heartbeat}
+Message = Verdict | Part | CameraStatus | Heartbeat
+_MODELS: dict[str, type[Message]] = {
+    "verdict": Verdict,
+    "part": Part,
+    "status": CameraStatus,
+    "heartbeat": Heartbeat,
+}
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="schema_")])
 
 
@@ -207,6 +283,6 @@ def timestamp(unix_s: float) -> str:
 
 
 def json_schema(name: str = "verdict") -> dict[str, Any]:
-    """JSON Schema (2020-12) of `verdict`, `status` or `heartbeat`, from the model that publishes it."""
+    """JSON Schema (2020-12) of `verdict`, `part`, `status` or `heartbeat`, from the model that publishes it."""
     schema = _MODELS[name].model_json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"urn:inspectd:{name}:1", **schema}

@@ -1,151 +1,41 @@
-"""The settings: one frozen model, loaded once from TOML, environment and secret files.
-
-Nothing below this module reads the environment. `config.example.toml` explains every key.
-"""
+"""The whole of the settings: merged from environment and TOML, validated, with paths made absolute."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from inspectd.config.sections import (
+    CameraConfig,
+    ChallengeConfig,
+    ControlConfig,
+    DecisionConfig,
+    EngineConfig,
+    EvidenceConfig,
+    GoldenPicture,
+    HttpConfig,
+    JournalConfig,
+    LogConfig,
+    ModelConfig,
+    Name,
+    PublishConfig,
+    RecipeConfig,
+    RoiConfig,
+    SecurityConfig,
+    is_local,
+    refuse_repeated,
+)
 from inspectd.errors import ConfigError
-from inspectd.frame import Box
 from inspectd.source_spec import parse_source, redact
 
 ENV_PREFIX = "INSPECTD__"
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-"""Names end up in topics, metric labels and file names."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _endpoint(value: str) -> str:
-    if not re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[0-9A-Za-z.-]+|\*):(\d{1,5}|\*)|ipc://.+", value):
-        raise ValueError("expected tcp://ADDRESS:PORT or ipc://PATH")
-    if value.startswith("tcp://"):
-        host, _, port = value[len("tcp://") :].rpartition(":")
-        _require_loopback(host)
-        if port != "*" and int(port) > 65535:
-            raise ValueError(f"port {port} is above 65535")
-    return value
-
-
-def _host_port(value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError("expected ADDRESS:PORT, for example 127.0.0.1:9108")
-    return value
-
-
-def _require_loopback(host: str) -> None:
-    if host not in ("localhost", "[::1]") and not re.fullmatch(r"127\.\d+\.\d+\.\d+", host):
-        raise ValueError(f"{host} is not a loopback address; anybody could read the stream, bind 127.0.0.1")
-
-
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-HostPort = Annotated[str, AfterValidator(_host_port)]
-
-
-class ModelConfig(_Section):
-    bundle: Path
-
-
-class EngineConfig(_Section):
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    precision: Literal["auto", "f32", "bf16", "fp16", "int8"] = "auto"
-    max_batch_size: Annotated[int, Field(ge=1, le=64)] = 8
-    max_wait_ms: Annotated[float, Field(ge=0, le=1000)] = 0
-    threads: Annotated[int, Field(ge=0, le=256)] = 0
-
-
-class RoiConfig(_Section):
-    name: Name
-    box: tuple[int, int, int, int]
-    model: Path | None = None
-
-    @field_validator("box")
-    @classmethod
-    def _positive(cls, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        x, y, width, height = box
-        if x < 0 or y < 0 or width < 8 or height < 8:
-            raise ValueError(f"{list(box)} lies outside any frame: [x, y, width, height], x and y from 0, sides from 8")
-        return box
-
-    @property
-    def area(self) -> Box:
-        """The box in frame pixels."""
-        return Box(*self.box)
-
-
-class CameraConfig(_Section):
-    name: Name
-    source: Annotated[str, Field(min_length=1, max_length=4096)]
-    credentials_file: Path | None = None
-    transport: Literal["tcp", "udp"] = "tcp"
-    size: tuple[Annotated[int, Field(ge=16, le=16384)], Annotated[int, Field(ge=16, le=16384)]] | None = None
-    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
-    pixel_format: Literal["auto", "mjpeg", "yuyv"] = "auto"
-    controls: dict[str, int] = Field(default_factory=dict)
-    max_fps: Annotated[float, Field(ge=0, le=1000)] = 0
-    max_age_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 500
-    queue_size: Annotated[int, Field(ge=1, le=256)] = 4
-    connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5
-    stall_timeout_s: Annotated[float, Field(gt=0, le=300)] = 3
-    frozen_after_s: Annotated[float, Field(ge=0, le=86400)] = 10
-    trigger: Literal["free_run"] = "free_run"
-    rois: tuple[RoiConfig, ...] = Field(min_length=1)
-
-    @field_validator("source")
-    @classmethod
-    def _known_source(cls, source: str) -> str:
-        parse_source(source)
-        return source
-
-    @model_validator(mode="after")
-    def _distinct_rois(self) -> CameraConfig:
-        _refuse_repeated([roi.name for roi in self.rois], "ROI")
-        return self
-
-    @property
-    def live(self) -> bool:
-        """Live sources drop the oldest frames when the engine is late; recordings wait instead."""
-        spec = parse_source(self.source)
-        return spec.kind != "file" or spec.flag("realtime")
-
-
-class DecisionConfig(_Section):
-    """Overrides of the bundle's thresholds; what is absent stays as the bundle has it."""
-
-    pass_min: Annotated[float, Field(gt=0.5, le=1)] | None = None
-    empty_min: Annotated[float, Field(gt=0.5, le=1)] | None = None
-    fail_default: Annotated[float, Field(gt=0, le=1)] | None = None
-    fail: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=dict)
-
-
-class PublishConfig(_Section):
-    bind: Endpoint = "tcp://127.0.0.1:5556"
-    encoding: Literal["json", "msgpack"] = "json"
-    send_queue: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-
-
-class HttpConfig(_Section):
-    bind: HostPort = "127.0.0.1:9108"
-
-
-class LogConfig(_Section):
-    format: Literal["auto", "json", "pretty"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Settings(BaseSettings):
@@ -159,14 +49,64 @@ class Settings(BaseSettings):
     engine: EngineConfig = EngineConfig()
     cameras: tuple[CameraConfig, ...] = Field(min_length=1)
     decision: DecisionConfig = DecisionConfig()
+    recipe: Name | None = None
+    recipes: dict[Name, RecipeConfig] = Field(default_factory=dict)
+    challenge: ChallengeConfig = ChallengeConfig()
     publish: PublishConfig = PublishConfig()
+    control: ControlConfig = ControlConfig()
+    security: SecurityConfig = SecurityConfig()
+    journal: JournalConfig = JournalConfig()
+    evidence: EvidenceConfig = EvidenceConfig()
     http: HttpConfig = HttpConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
-    def _distinct_cameras(self) -> Settings:
-        _refuse_repeated([camera.name for camera in self.cameras], "camera")
+    def _consistent(self) -> Settings:
+        refuse_repeated([camera.name for camera in self.cameras], "camera")
+        self._check_recipes()
+        for name in [None, *self.recipes]:
+            _check_challenge(self.with_recipe(name), name)
+        if self.security.server_key is None and not self.security.insecure:
+            for key, bind in (("publish.bind", self.publish.bind), ("control.bind", self.control.bind)):
+                if not is_local(bind):
+                    raise ValueError(
+                        f"{key}: {bind} is no loopback address and anybody could connect: bind 127.0.0.1, "
+                        "set security.server_key and security.client_keys, or write security.insecure = true"
+                    )
         return self
+
+    def _check_recipes(self) -> None:
+        if self.recipe is not None and self.recipe not in self.recipes:
+            raise ValueError(f"recipe {self.recipe!r} is not one of [recipes]: {', '.join(self.recipes) or 'none'}")
+        known = {camera.name for camera in self.cameras}
+        for name, recipe in self.recipes.items():
+            for roi in recipe.rois:
+                if roi.camera not in known:
+                    raise ValueError(f"recipes.{name}: ROI {roi.name!r} is of camera {roi.camera!r}, which is none")
+
+    def with_recipe(self, name: str | None) -> Settings:
+        """The settings as they are in force under a recipe: its parts in place of the common ones.
+
+        `None` is what stands outside the recipes. Always ask the settings as loaded, not those of another recipe.
+
+        Raises:
+            KeyError: there is no such recipe.
+        """
+        if name is None:
+            return self.model_copy(update={"recipe": None})
+        recipe = self.recipes[name]
+        challenge = self.challenge
+        if recipe.challenge is not None:
+            challenge = challenge.model_copy(update={"pictures": recipe.challenge})
+        return self.model_copy(
+            update={
+                "recipe": name,
+                "model": self.model if recipe.bundle is None else ModelConfig(bundle=recipe.bundle),
+                "decision": self.decision if recipe.decision is None else recipe.decision,
+                "cameras": tuple(_with_rois(camera, recipe) for camera in self.cameras),
+                "challenge": challenge,
+            }
+        )
 
     @classmethod
     def settings_customise_sources(
@@ -278,31 +218,65 @@ def _first_error(err: ValidationError) -> str:
     return redact(f"{where}{origin}: {message}{more}" if where else f"{message}{more}")
 
 
-def _refuse_repeated(names: list[str], what: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{what} name {name!r} is used twice; names must differ")
+def _with_rois(camera: CameraConfig, recipe: RecipeConfig) -> CameraConfig:
+    own = tuple(RoiConfig(**roi.model_dump(exclude={"camera"})) for roi in recipe.rois if roi.camera == camera.name)
+    return CameraConfig.model_validate(camera.model_dump() | {"rois": own}) if own else camera
+
+
+def _check_challenge(settings: Settings, recipe: str | None) -> None:
+    known = {(camera.name, roi.name) for camera in settings.cameras for roi in camera.rois}
+    where = "challenge" if recipe is None else f"recipes.{recipe}.challenge"
+    for number, picture in enumerate(settings.challenge.pictures):
+        if (picture.camera, picture.roi) not in known:
+            raise ValueError(
+                f"{where}: picture {number} ({picture.file.name}) is of {picture.camera}/{picture.roi}, "
+                "which is no camera and ROI" + ("" if recipe is None else " of this recipe")
+            )
+
+
+_Picture = TypeVar("_Picture", bound=GoldenPicture)
+_Roi = TypeVar("_Roi", bound=RoiConfig)
 
 
 def _resolve_paths(settings: Settings, folder: Path) -> Settings:
+    """Every path in the settings, taken from the folder of the file that names it."""
+
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else folder / path
+
+    def regions(rois: Iterable[_Roi]) -> tuple[_Roi, ...]:
+        return tuple(roi.model_copy(update={"model": at(roi.model)}) for roi in rois)
+
+    def pictures(golden: Iterable[_Picture]) -> tuple[_Picture, ...]:
+        return tuple(picture.model_copy(update={"file": folder / picture.file}) for picture in golden)
+
     def resolved(camera: CameraConfig) -> CameraConfig:
         update: dict[str, Any] = {
-            "rois": tuple(
-                roi if roi.model is None else roi.model_copy(update={"model": folder / roi.model})
-                for roi in camera.rois
-            )
+            "rois": regions(camera.rois),
+            "credentials_file": at(camera.credentials_file),
         }
-        if camera.credentials_file is not None:
-            update["credentials_file"] = folder / camera.credentials_file
         spec = parse_source(camera.source)
         if spec.kind == "file":
             query = camera.source.partition("?")[2]
             update["source"] = f"file:{folder / spec.location}" + (f"?{query}" if query else "")
         return camera.model_copy(update=update)
 
+    def of_recipe(recipe: RecipeConfig) -> RecipeConfig:
+        update = {"bundle": at(recipe.bundle), "rois": regions(recipe.rois)}
+        golden = None if recipe.challenge is None else pictures(recipe.challenge)
+        return recipe.model_copy(update=update | {"challenge": golden})
+
+    security, challenge = settings.security, settings.challenge
     return settings.model_copy(
         update={
             "model": ModelConfig(bundle=folder / settings.model.bundle),
             "cameras": tuple(resolved(camera) for camera in settings.cameras),
+            "recipes": {name: of_recipe(recipe) for name, recipe in settings.recipes.items()},
+            "challenge": challenge.model_copy(update={"pictures": pictures(challenge.pictures)}),
+            "security": security.model_copy(
+                update={"server_key": at(security.server_key), "client_keys": at(security.client_keys)}
+            ),
+            "journal": settings.journal.model_copy(update={"path": at(settings.journal.path)}),
+            "evidence": settings.evidence.model_copy(update={"dir": at(settings.evidence.dir)}),
         }
     )
