@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from inspectd import __version__, cli_workshop
+from inspectd import __version__, cli_bridge, cli_journal, cli_line, cli_workshop
 from inspectd.errors import InspectdError
 
 app = typer.Typer(
@@ -78,7 +78,7 @@ def run(config: Config) -> None:
 
     from inspectd.daemon import Daemon
 
-    sys.exit(Daemon(settings).run())
+    sys.exit(Daemon(settings, reread=lambda: load_settings(config)).run())
 
 
 @app.command()
@@ -89,10 +89,10 @@ def check(
     """Validate the configuration and everything it names, without starting anything."""
     from inspectd.commission import probe_cameras, probe_models
     from inspectd.config import load_settings
-    from inspectd.preflight import check_settings
+    from inspectd.preflight import check_everything
 
     settings = load_settings(config)
-    bundles = check_settings(settings)
+    bundles = check_everything(settings)
     if not probe:
         cameras = ", ".join(f"{camera.name} ({len(camera.rois)} ROI)" for camera in settings.cameras)
         print(f"{config}: ok, config {settings.sha256[:12]}; {cameras}")
@@ -153,22 +153,15 @@ def synth(
     print(f"{directory}: {per_class} pictures each of {', '.join(KINDS)}")
 
 
+app.add_typer(cli_bridge.app, name="bridge")
+app.add_typer(cli_journal.app, name="journal")
 app.command()(cli_workshop.train)
 app.command()(cli_workshop.evaluate)
 app.command()(cli_workshop.export)
 
 
-@app.command()
-def tail(
-    endpoint: Annotated[str, typer.Argument(help="The daemon's publish.bind.")] = "tcp://127.0.0.1:5556",
-    topic: Annotated[list[str] | None, typer.Option("--topic", help="Only topics that begin so; repeatable.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The messages as JSON lines.")] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
-) -> None:
-    """Print the verdict stream; says so when heartbeats stop or messages were lost."""
-    from inspectd.verdict.tail import run_tail
-
-    sys.exit(run_tail(endpoint, topics=topic or (), as_json=as_json, count=count))
+for command in cli_line.COMMANDS:
+    app.command()(command)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The daemon's life: startup, main loop, shutdown. It owns every thread; the main thread supervises.
 
-camera threads ──crops──> engine threads ──outcomes──> zeromq thread ──> subscribers
+camera threads ──crops──> engine threads ──outcomes──> zeromq thread ──> subscribers, journal, evidence
      main thread: watches all of them, feeds systemd's watchdog, answers for READY
+     changeover thread: recipes, re-read configuration, challenges
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import get_args
 
@@ -20,23 +20,22 @@ import cv2
 import structlog
 
 from inspectd import __version__
-from inspectd.capture.camera import Camera
-from inspectd.config import CameraConfig, Settings
-from inspectd.engine.base import Engine
-from inspectd.engine.batcher import Batcher, QueueSpec, slots_needed
-from inspectd.engine.runner import EngineRunner
-from inspectd.engine.select import make_engine
+from inspectd.changeover import Changeover
+from inspectd.commands import LineCommands
+from inspectd.config import Settings
 from inspectd.errors import FatalEngineError, InspectdError
-from inspectd.model.bundle import Bundle
-from inspectd.model.preprocess import Preprocessor
+from inspectd.lineup import LineUp, Wiring
 from inspectd.observe.http import HttpServer
-from inspectd.observe.ledger import Ledger
+from inspectd.observe.ledger import NOT_IN_RECIPE, Ledger
 from inspectd.observe.logs import Counted
 from inspectd.observe.metrics import Metrics
 from inspectd.observe.systemd import Notifier
-from inspectd.pipeline import CropProducer, Judge, RoiLane
-from inspectd.preflight import check_settings
-from inspectd.verdict.decide import Decider
+from inspectd.preflight import check_everything
+from inspectd.station import Station
+from inspectd.verdict.control_schema import ControlError, ReloadRequest
+from inspectd.verdict.decide import Outcome
+from inspectd.verdict.evidence import EvidenceStore
+from inspectd.verdict.journal import Journal, ReplayDesk
 from inspectd.verdict.publisher import Publisher
 from inspectd.verdict.schema import NoResultReason, State
 from inspectd.workers import Deadline
@@ -60,40 +59,40 @@ VERDICTS = (
     ("no_result", "empty"),
     *(("no_result", why) for why in get_args(NoResultReason)),
 )
-DROPS = ("max_fps", "shutdown", "unpublished")
-
-
-class ModelLane:
-    """One bundle at work: its engine, the batcher in front of it and the thread between them."""
-
-    def __init__(self, bundle: Bundle, engine: Engine, batcher: Batcher, runner: EngineRunner) -> None:
-        self.bundle = bundle
-        self.engine = engine
-        self.batcher = batcher
-        self.runner = runner
+DROPS = ("max_fps", "untriggered", "late", NOT_IN_RECIPE, "shutdown", "unpublished")
 
 
 class Daemon:
-    """`Daemon(settings).run()` runs until SIGTERM, SIGINT, the end of all recordings, or a fatal error."""
+    """`Daemon(settings).run()` runs until SIGTERM, SIGINT, the end of all recordings, or a fatal error.
 
-    def __init__(self, settings: Settings, notifier: Notifier | None = None) -> None:
-        self.settings = settings
+    `reread` loads the configuration anew, for `reload` and SIGHUP.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        notifier: Notifier | None = None,
+        *,
+        reread: Callable[[], Settings] | None = None,
+    ) -> None:
+        self.settings = settings  # as loaded
         self.boot_id = uuid.uuid4().hex
         self.started = threading.Event()  # set once startup is complete
-        self.ledger = Ledger((camera.name, roi.name) for camera in settings.cameras for roi in camera.rois)
-        self.metrics = Metrics(
-            self.ledger, [camera.name for camera in settings.cameras], verdicts=VERDICTS, drops=DROPS
-        )
         self.trouble = Counted(log)
-        self.cameras: list[Camera] = []
-        self.lanes: dict[Path, ModelLane] = {}
+        self.ledger: Ledger
+        self.metrics: Metrics
+        self.journal: Journal | None = None
         self.publisher: Publisher
         self.http: HttpServer
+        self.station: Station
+        self.changeover: Changeover
+        self._reread = reread
         self._notifier = notifier or Notifier.from_environment()
         self._signalled_at: float | None = None  # written by the handler, read by the main loop
+        self._reload_asked = False  # likewise
         self._stop = threading.Event()
         self._failure: BaseException | None = None  # first fatal failure of any thread; guarded by the GIL
-        self._state: State = "starting"
+        self._state: tuple[State, str | None] = ("starting", None)
 
     def run(self) -> int:
         """Run to the end; 0 after a clean stop.
@@ -119,100 +118,128 @@ class Daemon:
     # -- startup ------------------------------------------------------------------------------------
 
     def _startup(self, running: ExitStack) -> None:
-        settings = self.settings
         cv2.setNumThreads(1)  # crops are small; a pool per camera thread would only fight with the engine
-        bundles = check_settings(settings)
-        log.info("starting", version=__version__, boot_id=self.boot_id, config=settings.sha256[:12])
+        bundles = check_everything(self.settings)
+        names = [camera.name for camera in self.settings.cameras]
+        self.ledger = Ledger((camera.name, roi.name) for camera in self.settings.cameras for roi in camera.rois)
+        self.metrics = Metrics(self.ledger, names, verdicts=VERDICTS, drops=DROPS)
+        log.info("starting", version=__version__, boot_id=self.boot_id, config=self.settings.sha256[:12])
+        self._start_journal(running)
+        effective = self.settings.with_recipe(self._recipe())
+        for camera in effective.cameras:
+            self.ledger.inspect_only(camera.name, [roi.name for roi in camera.rois])
+        wiring = Wiring(self._publish, self.metrics, self._on_failure, self.trouble)
+        lineup = LineUp(effective, bundles, wiring)
+        commands = LineCommands(self.boot_id, self._start_replay(running), self.journal)
         self._start_http(running)
-        self._start_publisher(running)
-        for path, bundle in bundles.items():
-            self.lanes[path] = self._start_lane(bundle, path, running)
-        for camera in settings.cameras:
-            self._start_camera(camera, running)
-        self._notifier.ready(f"{len(self.cameras)} camera(s)")
+        self._start_publisher(lineup, commands, running)
+        lineup.start()
+        running.callback(lineup.stop)  # whatever else happens; by then it may have been stopped before
+        self.station = Station(
+            lineup, self.publisher, self.ledger, self.metrics, keep_frames=effective.evidence.dir is not None
+        )
+        running.callback(self._stop_engines)
+        self._start_changeover(wiring, running)
+        commands.attach(self.station, self.changeover, lambda: self._state)
+        self._start_cameras(running)
+        self._notifier.ready(f"{len(names)} camera(s)")
         self.started.set()
-        log.info("started", verdicts=self.publisher.endpoint, http=self.http.url)
+        log.info(
+            "started",
+            verdicts=self.publisher.endpoint,
+            control=self.publisher.control_endpoint,
+            http=self.http.url,
+            recipe=lineup.recipe,
+        )
+
+    def _start_journal(self, running: ExitStack) -> None:
+        config = self.settings.journal
+        if config.path is None:
+            return
+        self.journal = Journal(config, self.boot_id, self.metrics)
+        self.journal.start()
+        running.callback(self.journal.stop, 0.5)
+
+    def _recipe(self) -> str | None:
+        """The recipe to begin with: the one that was in force at the end, as far as the journal knows."""
+        last = None if self.journal is None else self.journal.last_event("recipe")
+        if last is None or not self.settings.recipes:
+            return self.settings.recipe
+        recipe = last.get("recipe")
+        if recipe is not None and recipe not in self.settings.recipes:
+            log.warning("recipe_gone", recipe=recipe, instead=self.settings.recipe)
+            return self.settings.recipe
+        return recipe
+
+    def _start_replay(self, running: ExitStack) -> ReplayDesk | None:
+        if self.journal is None or self.settings.journal.path is None:
+            return None
+        desk = ReplayDesk(self.settings.journal.path, self.boot_id, self.journal.write_through)
+        desk.start()
+        running.callback(desk.stop, 0.5)
+        return desk
 
     def _start_http(self, running: ExitStack) -> None:
         self.http = HttpServer(self.settings.http.bind, self.metrics, health=self.health, ready=self.readiness)
         self.http.start()
         running.callback(self.http.stop, 0.5)
 
-    def _start_publisher(self, running: ExitStack) -> None:
+    def _start_publisher(self, lineup: LineUp, commands: LineCommands, running: ExitStack) -> None:
+        evidence = None
+        if self.settings.evidence.dir is not None:
+            evidence = EvidenceStore(self.settings.evidence, self.boot_id, self.metrics)
+            evidence.start()
+            running.callback(evidence.stop, 0.5)
         self.publisher = Publisher(
             self.settings.publish,
             boot_id=self.boot_id,
-            config_hash=self.settings.sha256[:12],
-            cameras=[camera.name for camera in self.settings.cameras],
+            roster=lineup.roster,
             ledger=self.ledger,
             metrics=self.metrics,
             on_failure=self._on_failure,
+            control=self.settings.control,
+            security=self.settings.security,
+            journal=self.journal,
+            before_publish=self.settings.journal.sync == "before_publish",
+            evidence=evidence,
+            commands=commands,
         )
         self.publisher.start()
         running.callback(self.publisher.stop, 1.0)
 
-    def _start_lane(self, bundle: Bundle, path: Path, running: ExitStack) -> ModelLane:
-        engine = make_engine(bundle, self.settings.engine)
-        queues = {
-            camera.name: QueueSpec(capacity=camera.queue_size * count, live=camera.live)
-            for camera in self.settings.cameras
-            if (count := sum((roi.model or self.settings.model.bundle) == path for roi in camera.rois))
-        }
-        memory = engine.allocate(slots_needed(queues, engine.max_batch_size, engine.depth))
-        engine.warm_up()
-        batcher = Batcher(memory, queues, engine.max_batch_size, self.settings.engine.max_wait_ms / 1000)
-        judge = Judge(bundle, Decider(bundle.manifest, self.settings.decision), self.publisher.publish, self.metrics)
-        runner = EngineRunner(
-            f"engine-{path.name}",
-            engine,
-            batcher,
-            judge,
-            on_batch=self.metrics.batch,
+    def _start_changeover(self, wiring: Wiring, running: ExitStack) -> None:
+        self.changeover = Changeover(
+            self.settings,
+            self.station,
+            wiring,
+            reread=self._reread,
+            vouch=self.publisher.vouch,
+            metrics=self.metrics,
+            journal=self.journal,
             on_failure=self._on_failure,
-            trouble=self.trouble,
         )
-        runner.start()
-        running.callback(runner.stop, 1.0)
-        info = engine.info
-        self.metrics.set_model(
-            bundle=bundle.short_hash,
-            architecture=bundle.manifest.architecture,
-            engine=info.name,
-            device=info.device,
-            precision=info.precision,
-        )
-        log.info(
-            "engine_ready",
-            bundle=str(path),
-            model=bundle.short_hash,
-            engine=info.name,
-            device=info.device,
-            precision=info.precision,
-            why=info.why,
-        )
-        return ModelLane(bundle, engine, batcher, runner)
+        self.changeover.begin()
+        self.changeover.start()
+        running.callback(self.changeover.stop, 0.5)
 
-    def _start_camera(self, config: CameraConfig, running: ExitStack) -> None:
-        lanes = []
-        for roi in config.rois:
-            lane = self.lanes[roi.model or self.settings.model.bundle]
-            labels = [spec.name for spec in lane.bundle.manifest.classes if spec.role == "defect"]
-            self.metrics.expect_defects(config.name, roi.name, labels)
-            preprocess = Preprocessor(lane.bundle.manifest.preprocess)
-            lanes.append(RoiLane(roi, lane.bundle, lane.batcher, preprocess))
-        sink = CropProducer(config, lanes, self.ledger, self.publisher.publish, self.metrics)
-        camera = Camera(config, sink, self.metrics, self.publisher.set_status)
-        camera.start()
-        self.cameras.append(camera)
-        running.callback(camera.join, 0.5)
-        running.callback(camera.signal)
+    def _start_cameras(self, running: ExitStack) -> None:
+        running.callback(self.station.join, 0.5)
+        running.callback(self.station.signal)
+        self.station.start()
+
+    def _stop_engines(self) -> None:
+        self.station.lineup.stop()  # the one at work by then
+
+    def _publish(self, outcome: Outcome) -> None:
+        self.publisher.publish(outcome)
 
     # -- main loop ----------------------------------------------------------------------------------
 
     def _main_loop(self) -> None:
         while not self._should_stop():
-            for camera in self.cameras:
+            for camera in self.station.cameras:
                 camera.supervise()
+            self._reload_if_asked()
             self._update_state()
             self._feed_watchdog()
             self._fail_if_engine_hangs()
@@ -226,42 +253,56 @@ class Daemon:
         if signalled or self._stop.is_set():
             log.info("stopping", why="signal" if signalled else "asked to")
             return True
-        if all(camera.finished for camera in self.cameras) and not self.ledger.in_flight:
+        if all(camera.finished for camera in self.station.cameras) and not self.ledger.in_flight:
             self._refuse_broken_recordings()
             log.info("stopping", why="every recording was played to its end")
             return True
         return False
 
     def _refuse_broken_recordings(self) -> None:
-        for camera in self.cameras:
+        for camera in self.station.cameras:
             if camera.reason != "finished":
                 raise InspectdError(f"camera {camera.name}: the recording broke off ({camera.reason}), see the log")
 
+    def _reload_if_asked(self) -> None:
+        if not self._reload_asked:
+            return
+        self._reload_asked = False
+        try:
+            self.changeover.command(ReloadRequest(op="reload"), lambda _: None)  # it logs what came of it
+        except ControlError as refusal:
+            log.warning("reload_refused", why=str(refusal))
+
     def _update_state(self) -> None:
         ready, detail = self.readiness()
+        wrong = {name: why for name, why in detail.items() if why != "ok"}
         state: State = "ready" if ready else "starting" if self._only_starting() else "fault"
+        reason = "; ".join(f"{name}: {why}" for name, why in wrong.items()) or None
         self.metrics.set_ready(ready)
-        if state != self._state:
-            self._state = state
-            self.publisher.set_state(state)
-            wrong = {name: why for name, why in detail.items() if why != "ok"}
+        if (state, reason) != self._state:
+            self._state = (state, reason)
+            self.publisher.set_state(state, reason)
             log.info("state", state=state, **wrong)
             self._notifier.status(" ".join([state, *(f"{name}: {why};" for name, why in wrong.items())]))
 
     def _only_starting(self) -> bool:
-        return self._state == "starting" and all(camera.state in ("starting", "ready") for camera in self.cameras)
+        return (
+            self._state[0] == "starting"
+            and self.changeover.vouched
+            and all(camera.state in ("starting", "ready") for camera in self.station.cameras)
+        )
 
     def _feed_watchdog(self) -> None:
         # Fed by progress, not by being alive: a camera that is away is no hang (its supervisor retries),
         # an engine that does not give back its batch or a silent publisher is.
         now = time.monotonic()
-        engines_move = all(lane.runner.busy_s(now) < ENGINE_HANG_S for lane in self.lanes.values())
+        engines_move = all(lane.runner.busy_s(now) < ENGINE_HANG_S for lane in self.station.lineup.lanes.values())
         if engines_move and now - self.publisher.last_beat < ZEROMQ_LATE_S:
             self._notifier.watchdog()
 
     def _fail_if_engine_hangs(self) -> None:
         now = time.monotonic()
-        for path, lane in self.lanes.items():
+        for path, lane in self.station.lineup.lanes.items():
             if (busy_s := lane.runner.busy_s(now)) >= ENGINE_HANG_S:
                 raise FatalEngineError(f"engine for {path.name}: no answer for {busy_s:.0f} s; only a restart helps")
 
@@ -269,21 +310,27 @@ class Daemon:
 
     def health(self) -> tuple[bool, dict[str, str]]:
         """Alive: every thread that cannot be replaced runs."""
-        parts = {f"engine-{path.name}": lane.runner.alive for path, lane in self.lanes.items()}
-        if self.started.is_set():
-            parts["zeromq"] = self.publisher.alive
+        if not self.started.is_set():
+            return True, {"startup": "under way"}
+        parts = {f"engine-{path.name}": lane.runner.alive for path, lane in self.station.lineup.lanes.items()}
+        parts["zeromq"] = self.publisher.alive
+        parts["changeover"] = self.changeover.alive
         return all(parts.values()), {name: "ok" if alive else "dead" for name, alive in parts.items()}
 
     def readiness(self) -> tuple[bool, dict[str, str]]:
         """Ready: alive, every camera delivers judgeable frames, every engine answers in time."""
         alive, detail = self.health()
+        if not self.started.is_set():
+            return False, detail
         now = time.monotonic()
-        for path, lane in self.lanes.items():
+        for path, lane in self.station.lineup.lanes.items():
             if lane.runner.busy_s(now) >= ENGINE_LATE_S:
                 detail[f"engine-{path.name}"] = "late"
-        for camera in self.cameras:
+        for camera in self.station.cameras:
             detail[f"camera {camera.name}"] = "ok" if camera.state == "ready" else camera.reason or camera.state
-        ready = alive and self.started.is_set() and all(why == "ok" for why in detail.values())
+        if not self.changeover.vouched:
+            detail["challenge"] = "failed"
+        ready = alive and all(why == "ok" for why in detail.values())
         return ready, detail
 
     # -- shutdown -----------------------------------------------------------------------------------
@@ -292,14 +339,13 @@ class Daemon:
         """In the reverse order of starting, so that each part can still hand on what it has.
 
         1. cameras: all are signalled, then joined, so nothing new comes in
-        2. engines: judge what is queued and in flight
-        3. publisher: sends every verdict that waits, then the last heartbeat
-        4. HTTP
+        2. changeover: what is under way comes to its end
+        3. engines: judge what is queued and in flight
+        4. publisher: sends every verdict that waits, answers every trigger, then the last heartbeat
+        5. evidence, HTTP, replay, and the journal last, when nobody writes to it any more
         """
         deadline = Deadline(STOP_S)
         self._notifier.stopping()
-        for camera in self.cameras:
-            camera.signal()
         running.close()
         self.trouble.close()
         if self.started.is_set():
@@ -312,18 +358,22 @@ class Daemon:
 
     @contextmanager
     def _signal_handlers(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a clean stop; a second one ends the process at once."""
+        """SIGTERM and SIGINT ask for a clean stop, a second one ends the process at once; SIGHUP re-reads."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
             number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
         }
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self._reload_asked = True
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         # Only notes the time: setting an Event here could deadlock with the main thread inside Event.wait.

@@ -5,31 +5,61 @@ from __future__ import annotations
 from pathlib import Path
 
 from inspectd.capture.probe import check_rois, probe
-from inspectd.config import CameraConfig, Settings, read_credentials
-from inspectd.errors import CaptureError, ConfigError
+from inspectd.challenge import check_pictures
+from inspectd.config import CameraConfig, RoiConfig, Settings, read_credentials
+from inspectd.errors import CaptureError, ConfigError, UsageError
 from inspectd.model.bundle import Bundle, load_bundle
 from inspectd.source_spec import parse_source
 from inspectd.verdict.decide import Decider
 
 
 def check_settings(settings: Settings) -> dict[Path, Bundle]:
-    """Load and verify every bundle that is used, and all that can be known of the cameras without them.
+    """Load and verify every bundle that is used, under one recipe: the one that these settings name.
 
     Raises:
         UsageError: the first thing that is wrong.
     """
-    used = [roi.model or settings.model.bundle for camera in settings.cameras for roi in camera.rois]
-    bundles = {path: load_bundle(path) for path in dict.fromkeys(used)}
+    bundles = {path: load_bundle(path) for path in settings.bundles}
     for bundle in bundles.values():
         Decider(bundle.manifest, settings.decision)
     for camera in settings.cameras:
-        _check_camera(camera)
+        for roi in camera.rois:
+            if roi.part is not None:
+                _check_part(camera, roi, bundles[roi.model or settings.model.bundle])
+    check_pictures(settings)
     return bundles
 
 
-def _check_camera(camera: CameraConfig) -> None:
-    """Its secrets; and of what is no live camera everything, for a recording cannot come back later."""
-    read_credentials(camera)
+def check_everything(settings: Settings) -> dict[Path, Bundle]:
+    """Every recipe, and all that can be known of the cameras without them. Returns every bundle of theirs.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    for camera in settings.cameras:
+        read_credentials(camera)
+    bundles: dict[Path, Bundle] = {}
+    for recipe in (None, *settings.recipes):
+        under = settings.with_recipe(recipe)
+        try:
+            bundles |= check_settings(under)
+            for camera in under.cameras:
+                _check_recording(camera)
+        except UsageError as err:
+            raise err if recipe is None else type(err)(f"recipes.{recipe}: {err}") from err
+    return bundles
+
+
+def _check_part(camera: CameraConfig, roi: RoiConfig, bundle: Bundle) -> None:
+    if not any(spec.role == "empty" for spec in bundle.manifest.classes):
+        raise ConfigError(
+            f"cameras[{camera.name}].rois[{roi.name}].part: {bundle.path} has no class of the role empty, "
+            "so nothing tells one part from the next"
+        )
+
+
+def _check_recording(camera: CameraConfig) -> None:
+    """Of what is no live camera everything, for a recording cannot come back later."""
     if parse_source(camera.source).kind in ("file", "conveyor"):
         try:
             frame = probe(camera)

@@ -71,7 +71,7 @@ def test_the_example_explains_every_key():
                     yield from keys(candidate)
 
     for key in keys(Settings):
-        assert f"{key} =" in text or f"[{key}]" in text or f"[[{key}]]" in text or f".{key}]]" in text, key
+        assert f"{key} =" in text or f"[{key}]" in text or f"[{key}." in text or f".{key}]]" in text, key
 
 
 def test_the_schema_describes_every_section():

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +12,12 @@ from inspectd.engine.batcher import Batcher, QueueSpec, slots_needed
 from inspectd.engine.runner import EngineRunner
 from inspectd.errors import Stopped
 from inspectd.frame import Frame
-from inspectd.model.bundle import Bundle, ClassSpec, Manifest
+from inspectd.model.bundle import ClassSpec, Manifest
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
 from inspectd.observe.ledger import Ledger
 from inspectd.observe.logs import Counted
 from inspectd.pipeline import CropProducer, Judge, RoiLane
-from inspectd.verdict.decide import Decider
+from inspectd.verdict.decide import Decider, Origin
 
 CLASSES = (ClassSpec(name="good", role="ok"), ClassSpec(name="bad", role="defect"))
 
@@ -47,7 +46,7 @@ class Bench:
             preprocess=spec,
             files={},
         )
-        bundle = Bundle(Path("bundle"), manifest, "0" * 64)
+        origin = Origin("0" * 12, "c0nf19")
         self.engine = ScriptedEngine(size=(16, 16), max_batch_size=max_batch_size, **engine)
         queues = {"cam": QueueSpec(queue_size * 2, self.camera.live)}
         memory = self.engine.allocate(slots_needed(queues, max_batch_size, self.engine.depth))
@@ -56,7 +55,7 @@ class Bench:
         self.ledger = Ledger([("cam", "left"), ("cam", "right")])
         self.outcomes, self.failures = [], []
         self.arrived = threading.Condition()
-        judge = Judge(bundle, Decider(manifest, DecisionConfig()), self.publish, NoMetrics())
+        judge = Judge(origin, Decider(manifest, DecisionConfig()), self.publish, NoMetrics())
         self.runner = EngineRunner(
             "engine",
             self.engine,
@@ -66,7 +65,7 @@ class Bench:
             on_failure=self.failures.append,
             trouble=Counted(),
         )
-        lanes = [RoiLane(roi, bundle, self.batcher, Preprocessor(spec)) for roi in self.camera.rois]
+        lanes = [RoiLane(roi, origin, self.batcher, Preprocessor(spec)) for roi in self.camera.rois]
         self.producer = CropProducer(self.camera, lanes, self.ledger, self.publish, NoMetrics())
 
     def publish(self, outcome):

@@ -21,15 +21,16 @@ import pytest
 import structlog
 import zmq
 
-from inspectd.config import PublishConfig
+from inspectd.config import CameraConfig, PublishConfig
 from inspectd.errors import ConfigError
 from inspectd.observe.ledger import Ledger
 from inspectd.verdict import message as message_module
 from inspectd.verdict import publisher as publisher_module
-from inspectd.verdict.decide import Decision, Outcome, no_result
+from inspectd.verdict.decide import Decision, Origin, Outcome, no_result
 from inspectd.verdict.mailbox import Mailbox
 from inspectd.verdict.publisher import HEARTBEAT_S, Publisher
 from inspectd.verdict.schema import CameraStatus, Heartbeat, Message, Verdict, decode
+from inspectd.verdict.teller import Roster
 from inspectd.workers import Deadline
 
 TOPIC = "verdict/top/part/"
@@ -37,11 +38,26 @@ PASS = Decision("pass", None, "good", 0.9, {"good": 0.9, "scratch": 0.1})
 FAIL = Decision("fail", None, "scratch", 0.8, {"good": 0.2, "scratch": 0.8})
 
 
+ORIGIN = Origin("m0de1", "c0nf19")
+
+
+def roster(cameras: tuple[str, ...]) -> Roster:
+    rois = [{"name": name, "box": [0, 0, 16, 16]} for name in ("part", "label")]
+    return Roster(
+        config="c0nf19",
+        recipe=None,
+        cameras=tuple(CameraConfig(name=name, source="usb:0", rois=rois) for name in cameras),
+        origins={name: {"part": ORIGIN, "label": ORIGIN} for name in cameras},
+        parts={},
+    )
+
+
 class Observed:
     """Metrics that remember."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
+        self.counted: Counter[tuple[Any, ...]] = Counter()
         self.subscribers: queue.Queue[int] = queue.Queue()
 
     def stage(self, name: str) -> Callable[[float], None]:
@@ -49,6 +65,14 @@ class Observed:
 
     def capture_to_verdict(self, camera: str) -> Callable[[float], None]:
         return self.seconds.setdefault(f"total {camera}", []).append
+
+    def trigger_to_verdict(self, camera: str) -> Callable[[float], None]:
+        return self.seconds.setdefault(f"trigger {camera}", []).append
+
+    def count(self, *what: Any) -> None:
+        self.counted[what] += 1
+
+    trigger = triggers_pending = late_result = part = count
 
     def set_subscribers(self, n: int) -> None:
         self.subscribers.put(n)
@@ -68,12 +92,12 @@ class Rig:
         self.publisher = Publisher(
             PublishConfig(bind=bind, **config),
             boot_id="b00t",
-            config_hash="c0nf19",
-            cameras=cameras,
+            roster=roster(cameras),
             ledger=self.ledger,
             metrics=self.metrics,
             on_failure=self.failures.put,
         )
+        self.publisher.vouch(True)
 
     def outcome(self, decision: Decision = PASS, camera: str = "top", roi: str = "part", **changes: Any) -> Outcome:
         """The outcome of one captured frame; the camera's other ROI's ticket is dropped."""
@@ -85,7 +109,7 @@ class Rig:
         fields: dict[str, Any] = {
             "ticket": mine,
             "decision": decision,
-            "model": "m0de1",
+            "origin": ORIGIN,
             "index": index,
             "pts": index / 30,
             "clock": "arrival",
@@ -215,9 +239,10 @@ class TestMessages:
             "captured_at": "2026-01-31T12:00:00.250000Z",
             "model": "m0de1",
             "config": "c0nf19",
+            "recipe": None,
             "evidence": None,
         }
-        assert got.latency_ms.model_dump(exclude={"total"}) == {"decode": 1.0, "queue": 2.0, "engine": 3.0}
+        assert got.latency_ms.model_dump(exclude={"total", "trigger"}) == {"decode": 1.0, "queue": 2.0, "engine": 3.0}
         assert 50 <= got.latency_ms.total <= (time.monotonic() - arrival) * 1000
 
     @pytest.mark.parametrize("encoding", ["json", "msgpack"])

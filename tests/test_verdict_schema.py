@@ -86,7 +86,7 @@ def test_json_is_one_line_with_the_documented_fields_in_order() -> None:
     assert to_json(body.encode()) == body
     fields = (
         "schema boot_id seq replayed camera roi verdict reason label score scores boxes part_id trigger_id "
-        "frame captured_at published_at latency_ms model config evidence"
+        "frame captured_at published_at latency_ms model config recipe evidence"
     )
     assert " ".join(json.loads(body)) == fields
     assert json.loads(body)["schema"] == "inspectd.verdict/1"

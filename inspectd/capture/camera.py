@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal, Protocol
 
 import structlog
@@ -104,7 +105,9 @@ class Camera:
         self._clock = clock
         self._stopping = threading.Event()
 
-        # Touched only by the generation that is delivering.
+        # Held while a frame is with the gate and the sink. Before _lock where both are.
+        self._passing = threading.Lock()
+        # Touched only by the generation that is delivering, or while paused.
         self._gate = Gate(config)
         self._refusals = Refusals(clock())
 
@@ -159,6 +162,30 @@ class Camera:
                 f"camera {self.name}: {abandoned} capture threads hang in library calls; "
                 "the process must be restarted, check the camera and its driver"
             )
+
+    @contextmanager
+    def paused(self, timeout_s: float) -> Iterator[None]:
+        """While it lasts no frame is with the gate or the sink, and none gets there: they may be changed.
+
+        Raises:
+            TimeoutError: a frame was not taken for so long.
+        """
+        if not self._passing.acquire(timeout=timeout_s):
+            raise TimeoutError
+        try:
+            yield
+        finally:
+            self._passing.release()
+
+    def adopt(self, config: CameraConfig) -> None:
+        """Go by other regions and limits; the source goes on. Only while `paused`."""
+        assert self._passing.locked()
+        self._config = config
+        self._gate.adopt(config)
+
+    def misfit(self, config: CameraConfig) -> str | None:
+        """What of another configuration's regions does not fit the frames of this camera, or None."""
+        return self._gate.unfit(config)
 
     def signal(self) -> None:
         """Ask to stop, from anywhere, any number of times; takes no lock and does not wait.
@@ -259,7 +286,8 @@ class Camera:
         try:
             self._metrics.frame_arrived(self.name, frame.arrival)
             self._observe_decode(frame.decode_s)
-            self._pass_on(frame)
+            with self._passing:
+                self._pass_on(frame)
         finally:
             with self._lock:
                 generation.delivering = generation.forgiven = False

@@ -35,17 +35,27 @@ class Gate:
     """The rules of one camera. Lives as long as the camera, over all its connections; one caller at a time."""
 
     def __init__(self, config: CameraConfig) -> None:
-        self._config = config
         self._size = config.size  # the first whole frame's size where none is configured
-        self._max_age_s = config.max_age_ms / 1000 if config.live else math.inf
+        self._max_age_s = math.inf
+        self._backlog: BacklogDetector | None = None
+        self._frost: FrostDetector | None = None
+        self.adopt(config)
+
+    def adopt(self, config: CameraConfig) -> None:
+        """Go by other regions and limits. What is known of the camera stays: its size, its backlog, its frost."""
+        self._config = config
+        max_age_s = config.max_age_ms / 1000 if config.live else math.inf
         self._pacer = Pacer(config.max_fps, live=config.live) if config.max_fps else None
         # Only what something outside this process queues can grow old there; generated and recorded
         # pictures that come late (a busy machine) are not old, there is no earlier moment they show.
         queued_outside = parse_source(config.source).kind in ("rtsp", "usb")
-        self._backlog = BacklogDetector(self._max_age_s) if queued_outside else None
-        frost = config.live and config.frozen_after_s > 0
+        if self._backlog is None or max_age_s != self._max_age_s:
+            self._backlog = BacklogDetector(max_age_s) if queued_outside else None
+        self._max_age_s = max_age_s
         boxes = [roi.area for roi in config.rois]
-        self._frost = FrostDetector(boxes, config.frozen_after_s) if frost else None
+        watched = config.live and config.frozen_after_s > 0
+        since = None if self._frost is None else self._frost.since
+        self._frost = FrostDetector(boxes, config.frozen_after_s, since) if watched else None
 
     def restart(self) -> None:
         """A new connection: its clocks and queues are new. Size and picture are still those of the same camera."""
@@ -75,15 +85,18 @@ class Gate:
             self._size = size
         if self._size is not None and size != self._size:
             return f"the frame is {size[0]}x{size[1]}, expected {self._size[0]}x{self._size[1]}"
-        return roi_outside(self._config, frame)
+        return roi_outside(self._config, *size)
+
+    def unfit(self, config: CameraConfig) -> str | None:
+        """The first ROI of another configuration that does not lie inside this camera's frames, as far as known."""
+        return None if self._size is None else roi_outside(config, *self._size)
 
 
-def roi_outside(config: CameraConfig, frame: Frame) -> str | None:
-    """The first ROI that does not lie wholly inside the frame, in one line, or None."""
+def roi_outside(config: CameraConfig, width: int, height: int) -> str | None:
+    """The first ROI that does not lie wholly inside a frame of that size, in one line, or None."""
     for roi in config.rois:
-        x, y, width, height = roi.box
-        if x + width > frame.width or y + height > frame.height:
-            return f"ROI {roi.name!r} {roi.area} lies outside the {frame.width}x{frame.height} frame"
+        if not roi.area.fits(width, height):
+            return f"ROI {roi.name!r} {roi.area} lies outside the {width}x{height} frame"
     return None
 
 
@@ -145,30 +158,32 @@ class FrostDetector:
     over a frozen picture. The picture is kept across reconnects, for a frozen camera stays frozen.
     """
 
-    def __init__(self, boxes: list[Box], frozen_after_s: float) -> None:
+    def __init__(self, boxes: list[Box], frozen_after_s: float, since: float | None = None) -> None:
+        """`since` is since when (monotonic seconds) nothing has moved at the regions looked at before."""
+        self.since = math.inf if since is None else since  # arrival of the first frame that looked like _kept
         self._boxes = boxes
         self._frozen_after_s = frozen_after_s
         self._layout: tuple[str, int, int] | None = None
         self._kept: list[U8] = []
         self._differs: list[np.ndarray[tuple[int, ...], np.dtype[np.bool_]]] = []  # scratch, shaped as _kept
-        self._since = 0.0  # arrival of the first frame that looked like _kept
 
     def frozen(self, frame: Frame) -> bool:
         """Whether the picture has not changed for too long. Every ROI must lie inside the frame."""
         samples = [_sample(frame, box) for box in self._boxes]
         layout = (frame.format, frame.width, frame.height)
         if layout != self._layout:
-            self._layout = layout
+            first, self._layout = self._layout is None, layout
             self._kept = [sample.copy() for sample in samples]
             self._differs = [np.empty(sample.shape, np.bool_) for sample in samples]
-            self._since = frame.arrival
-            return False
+            # Other regions of a picture that stood still: it has not moved now. Another layout has.
+            self.since = min(self.since, frame.arrival) if first else frame.arrival
+            return frame.arrival - self.since > self._frozen_after_s
         if self._changed(samples):
             for kept, sample in zip(self._kept, samples, strict=True):
                 np.copyto(kept, sample)
-            self._since = frame.arrival
+            self.since = frame.arrival
             return False
-        return frame.arrival - self._since > self._frozen_after_s
+        return frame.arrival - self.since > self._frozen_after_s
 
     def _changed(self, samples: list[U8]) -> bool:
         for kept, sample, differs in zip(self._kept, samples, self._differs, strict=True):

@@ -89,5 +89,5 @@ def check_rois(config: CameraConfig, frame: Frame) -> None:
     Raises:
         ConfigError: one of them lies outside of it.
     """
-    if problem := roi_outside(config, frame):
+    if problem := roi_outside(config, frame.width, frame.height):
         raise ConfigError(f"camera {config.name}: {problem}")

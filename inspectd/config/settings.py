@@ -120,12 +120,22 @@ class Settings(BaseSettings):
         return env_settings, init_settings
 
     @property
+    def bundles(self) -> tuple[Path, ...]:
+        """Every bundle that judges a ROI."""
+        used = [roi.model or self.model.bundle for camera in self.cameras for roi in camera.rois]
+        return tuple(dict.fromkeys(used))
+
+    @property
     def sha256(self) -> str:
         """Hash of the effective configuration, credentials redacted; verdicts carry its prefix."""
+        return hashlib.sha256(repr(_sorted(self.public())).encode()).hexdigest()
+
+    def public(self) -> dict[str, Any]:
+        """The settings as plain values, credentials redacted."""
         public = self.model_dump(mode="json")
         for camera in public["cameras"]:
             camera["source"] = redact(camera["source"])
-        return hashlib.sha256(repr(_sorted(public)).encode()).hexdigest()
+        return public
 
 
 def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Settings:

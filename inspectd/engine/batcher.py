@@ -14,13 +14,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from inspectd.engine.base import Slot
 from inspectd.errors import Stopped
-from inspectd.frame import U8, Box, Clock
+from inspectd.frame import U8, Box, Clock, Frame
 from inspectd.observe.ledger import Ticket
+from inspectd.trigger import Trigger
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +39,9 @@ class Crop:
     arrival: float
     expires_at: float  # from here on its verdict is `stale`; infinite for recordings
     decode_s: float
+    triggers: tuple[Trigger, ...] = ()  # that this frame answers; none in free run
+    frame: Frame | None = None  # kept only where evidence may be wanted of it
+    asked_by: Callable[[Any], None] | None = None  # gets the outcome instead of the publisher: a challenge
     queued_at: float = 0.0
 
 

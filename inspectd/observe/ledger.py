@@ -2,10 +2,12 @@
 
 For each camera and ROI, at every instant:
 
-    captured == sum(verdicts) + sum(dropped) + in_flight
+    captured + without_frame == sum(verdicts) + sum(dropped) + in_flight
 
-All four sides are counted where they happen, under one lock, and read together (`snapshot`), so that
-every scrape of `/metrics` sees the identity hold; `in_flight` is the number of open tickets.
+`without_frame` is 0 in free run. It counts the verdicts about no frame of their own: that a trigger's time was
+over before one came, and further triggers that one frame answers. All sides are counted where they happen,
+under one lock, and read together (`snapshot`), so that every scrape of `/metrics` sees the identity hold;
+`in_flight` is the number of open tickets.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+NOT_IN_RECIPE = "not_in_recipe"
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +34,7 @@ class RoiCounts:
     camera: str
     roi: str
     captured: int
+    without_frame: int
     in_flight: int
     verdicts: dict[tuple[str, str], int]  # (verdict, reason) -> count
     dropped: dict[str, int]  # reason -> count
@@ -37,11 +42,15 @@ class RoiCounts:
 
     @property
     def balanced(self) -> bool:
-        return self.captured == sum(self.verdicts.values()) + sum(self.dropped.values()) + self.in_flight
+        return (
+            self.captured + self.without_frame
+            == sum(self.verdicts.values()) + sum(self.dropped.values()) + self.in_flight
+        )
 
 
 @dataclass(slots=True)
 class _Account:
+    without_frame: int = 0
     in_flight: int = 0
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -57,9 +66,28 @@ class Ledger:
         self._captured: Counter[str] = Counter()
         self._accounts: dict[tuple[str, str], _Account] = {key: _Account() for key in rois}
         self._rois: dict[str, list[str]] = {}
+        self._resting: dict[str, list[_Account]] = {}  # of ROIs that are not inspected now
         for camera, roi in self._accounts:
             self._captured[camera] = 0
             self._rois.setdefault(camera, []).append(roi)
+
+    def inspect_only(self, camera: str, rois: Iterable[str]) -> None:
+        """From the next frame on these are the camera's ROIs, in this order.
+
+        Others that it had keep their account: for them a frame is dropped("not_in_recipe"), and so were the
+        frames before a new one's time.
+        """
+        with self._lock:
+            self._rois[camera] = list(rois)
+            for roi in self._rois[camera]:
+                if (camera, roi) not in self._accounts:
+                    account = self._accounts[camera, roi] = _Account()
+                    account.dropped[NOT_IN_RECIPE] = self._captured[camera]
+            self._resting[camera] = [
+                account
+                for (owner, roi), account in self._accounts.items()
+                if owner == camera and roi not in self._rois[camera]
+            ]
 
     def captured(self, camera: str) -> tuple[int, list[Ticket]]:
         """Count one captured frame: its index (from 0) and one open ticket per ROI, in config order."""
@@ -69,7 +97,17 @@ class Ledger:
             tickets = [Ticket(camera, roi) for roi in self._rois[camera]]
             for ticket in tickets:
                 self._accounts[camera, ticket.roi].in_flight += 1
+            for account in self._resting.get(camera, ()):
+                account.dropped[NOT_IN_RECIPE] += 1
             return index, tickets
+
+    def without_frame(self, camera: str, roi: str) -> Ticket:
+        """An open ticket for a verdict that has no frame of its own."""
+        with self._lock:
+            account = self._accounts[camera, roi]
+            account.without_frame += 1
+            account.in_flight += 1
+            return Ticket(camera, roi)
 
     def verdict(self, ticket: Ticket, verdict: str, reason: str, defect: str | None = None) -> None:
         """Settle by a published verdict; `reason` is "" where there is none, `defect` the failing label."""
@@ -92,6 +130,7 @@ class Ledger:
                     camera=camera,
                     roi=roi,
                     captured=self._captured[camera],
+                    without_frame=account.without_frame,
                     in_flight=account.in_flight,
                     verdicts=dict(account.verdicts),
                     dropped=dict(account.dropped),

@@ -3,8 +3,8 @@
 The frame counters are not kept here. They are read from the ledger, all in one snapshot, so that in
 every single scrape, for each camera and ROI:
 
-    inspectd_frames_captured_total == sum(inspectd_verdicts_total) + sum(inspectd_frames_dropped_total)
-                                      + inspectd_frames_in_flight
+    inspectd_frames_captured_total + inspectd_verdicts_without_frame_total
+        == sum(inspectd_verdicts_total) + sum(inspectd_frames_dropped_total) + inspectd_frames_in_flight
 
 Label values are bounded: names from the configuration, reasons and labels from fixed lists. A frame
 or part id is never one.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
@@ -24,27 +24,18 @@ from prometheus_client.registry import Collector
 
 from inspectd import __version__
 from inspectd.errors import CaptureReason
+from inspectd.observe.buckets import SECONDS_BUCKETS
 from inspectd.observe.ledger import Ledger
+from inspectd.observe.line_metrics import LineMetrics
 
 Stage = Literal["decode", "crop", "queue", "engine", "publish"]
-
-SECONDS_BUCKETS = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025),
-    *(0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.033, 0.04, 0.05),
-    *(0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
-"""Upper bounds in seconds: crops take tenths of a millisecond, a stalled engine seconds.
-
-Between 5 and 50 ms, where a line at 20 to 200 frames a second decides, neighbours differ by at most a
-half, so a quantile is off by less than that; 0.033 is one frame at 30 fps, so the share of verdicts
-within a frame time is exact. Ten seconds is far beyond any `max_age_ms` that makes sense on a line.
-"""
+ModelLabel = Literal["architecture", "engine", "device", "precision"]
 
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Crops per batch, up to the largest `max_batch_size`."""
 
 
-class Metrics:
+class Metrics(LineMetrics):
     """Every metric of the daemon. All methods may be called from any thread.
 
     `cameras` are the configured names, `verdicts` all (verdict, reason) pairs that can be published and
@@ -90,6 +81,7 @@ class Metrics:
         )
         subscribers = Gauge("inspectd_subscribers", "Open connections to the verdict stream", registry=registry)
         ready = Gauge("inspectd_ready", "1 while /readyz says yes, else 0", registry=registry)
+        LineMetrics.__init__(self, registry)
         for stage in get_args(Stage):
             self._stages.labels(stage)
         for camera in cameras:
@@ -136,9 +128,15 @@ class Metrics:
         """The defect labels of the model that judges this region: exported as zero until they happen."""
         self._accounts.expect_defects(camera, roi, labels)
 
-    def set_model(self, *, bundle: str, architecture: str, engine: str, device: str, precision: str) -> None:
-        """A bundle (hash prefix) is served this way. One series per bundle; the same bundle again replaces its own."""
-        self._infos.set_model(bundle, architecture, engine, device, precision)
+    def show_models(self, models: Mapping[str, Mapping[ModelLabel, str]]) -> None:
+        """These bundles (by hash prefix) are served, and this way; others are no longer."""
+        self._infos.models = {
+            bundle: (bundle, *(labels[name] for name in get_args(ModelLabel))) for bundle, labels in models.items()
+        }
+
+    def show_recipe(self, recipe: str | None, config: str) -> None:
+        """What is in force."""
+        self._infos.in_force = {"recipe": recipe or "", "config": config}
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """The metrics as bytes, with their content type: OpenMetrics or text, as an Accept header asks."""
@@ -179,6 +177,11 @@ class _AccountCollector(Collector):
             "Frames left out for a region of interest without a verdict",
             labels=["camera", "roi", "reason"],
         )
+        without_frame = CounterMetricFamily(
+            "inspectd_verdicts_without_frame",
+            "Verdicts about no frame of their own: a trigger without a frame in time, or one more on the same frame",
+            labels=["camera", "roi"],
+        )
         in_flight = GaugeMetricFamily(
             "inspectd_frames_in_flight",
             "Captured frames whose verdict for a region of interest is still to come",
@@ -198,9 +201,10 @@ class _AccountCollector(Collector):
             for label, count in (self._defects.get((account.camera, account.roi), {}) | account.defects).items():
                 defects.add_metric([*where, label], count)
             in_flight.add_metric(where, account.in_flight)
+            without_frame.add_metric(where, account.without_frame)
         for camera, count in cameras.items():
             captured.add_metric([camera], count)
-        yield from (captured, verdicts, dropped, in_flight, defects)
+        yield from (captured, verdicts, dropped, without_frame, in_flight, defects)
 
 
 class _FrameAgeCollector(Collector):
@@ -226,10 +230,9 @@ class _InfoCollector(Collector):
     """What runs: the program and the models it serves."""
 
     def __init__(self) -> None:
-        self._models: dict[str, tuple[str, ...]] = {}  # bundle -> label values; replaced whole, never changed
-
-    def set_model(self, bundle: str, *rest: str) -> None:
-        self._models = {**self._models, bundle: (bundle, *rest)}
+        # Replaced whole, never changed.
+        self.models: dict[str, tuple[str, ...]] = {}  # bundle -> label values
+        self.in_force: dict[str, str] = {}
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily(
@@ -237,8 +240,10 @@ class _InfoCollector(Collector):
             "The running program",
             value={"version": __version__, "python": platform.python_version()},
         )
-        names = ["bundle", "architecture", "engine", "device", "precision"]
+        if self.in_force:
+            yield InfoMetricFamily("inspectd_config", "The recipe and configuration in force", value=self.in_force)
+        names = ["bundle", *get_args(ModelLabel)]
         models = InfoMetricFamily("inspectd_model", "A served model bundle, by the prefix of its hash", labels=names)
-        for values in self._models.values():
+        for values in self.models.values():
             models.add_metric(values, {})
         yield models

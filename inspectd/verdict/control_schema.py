@@ -17,6 +17,8 @@ MIN_DEADLINE_MS = 5
 MAX_DEADLINE_MS = 60_000
 MAX_REPLAY = 1000
 """Messages in one reply to `replay`; the rest is asked for again."""
+MAX_INT = 2**53
+"""Every JSON reader and every database keeps whole numbers up to this one exactly."""
 
 Role = Literal["read", "control"]
 """What a client key may do: `read` may ask, `control` may also command."""
@@ -47,7 +49,7 @@ PartId = Annotated[str, Field(min_length=1, max_length=128)]
 class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    id: Annotated[str, Field(max_length=128)] | int | None = None
+    id: Annotated[str, Field(max_length=128)] | Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
 
 
 class TriggerRequest(_Request):
@@ -64,7 +66,7 @@ class ReplayRequest(_Request):
 
     op: Literal["replay"]
     topic: Annotated[str, Field(min_length=1, max_length=256)]
-    from_seq: Annotated[int, Field(ge=1)]
+    from_seq: Annotated[int, Field(ge=1, le=MAX_INT)]
     boot_id: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     limit: Annotated[int, Field(ge=1, le=MAX_REPLAY)] = MAX_REPLAY
 
@@ -143,7 +145,7 @@ def parse_request(body: bytes) -> Request:
         return _REQUEST.validate_json(body)
     except ValidationError as err:
         first = err.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"][1:]) or "request"
+        where = ".".join(str(part) for part in first["loc"][1:2]) or "request"
         if first["type"] == "union_tag_invalid":
             raise ControlError("unknown_op", f"op is none of {first['ctx']['expected_tags']}") from None
         raise ControlError("bad_request", f"{where}: {' '.join(first['msg'].split())}") from None

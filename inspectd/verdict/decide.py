@@ -11,9 +11,10 @@ import numpy.typing as npt
 from inspectd.config import DecisionConfig
 from inspectd.engine.base import Logits, Scores
 from inspectd.errors import ConfigError
-from inspectd.frame import Box, Clock
+from inspectd.frame import Box, Clock, Frame
 from inspectd.model.bundle import Manifest, Thresholds
 from inspectd.observe.ledger import Ticket
+from inspectd.trigger import Trigger
 from inspectd.verdict.schema import BoxScore, NoResultReason, VerdictKind
 
 DISPLAY_FLOOR = 0.2
@@ -33,6 +34,15 @@ class Decision:
     boxes: tuple[BoxScore, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """By what a decision was made; one object per ROI of a line-up, so that no verdict mixes two."""
+
+    model: str  # SHA-256 prefix of the bundle
+    config: str  # SHA-256 prefix of the effective configuration
+    recipe: str | None = None
+
+
 @dataclass(slots=True)
 class Outcome:
     """A decision about one ROI of one frame, on its way to the publisher.
@@ -42,7 +52,7 @@ class Outcome:
 
     ticket: Ticket
     decision: Decision
-    model: str  # bundle hash prefix
+    origin: Origin
     index: int
     pts: float | None
     clock: Clock
@@ -51,6 +61,10 @@ class Outcome:
     decode_s: float = 0.0
     queue_s: float = 0.0
     engine_s: float = 0.0
+    triggers: tuple[Trigger, ...] = ()
+    frame: Frame | None = None  # kept only where evidence may be wanted of it
+    area: Box | None = None
+    evidence: str | None = None
 
 
 def no_result(reason: NoResultReason) -> Decision:

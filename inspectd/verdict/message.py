@@ -8,8 +8,9 @@ import time
 import structlog
 from pydantic import ValidationError
 
-from inspectd.verdict.decide import Decision, Outcome, no_result
-from inspectd.verdict.schema import FrameInfo, Latency, Verdict, timestamp
+from inspectd.trigger import Trigger
+from inspectd.verdict.decide import Decision, Origin, Outcome, no_result
+from inspectd.verdict.schema import FrameInfo, Latency, NoResultReason, Verdict, timestamp
 
 log = structlog.get_logger(__name__)
 
@@ -17,15 +18,24 @@ log = structlog.get_logger(__name__)
 class VerdictMaker:
     """Makes the verdict messages of one boot. Used by one thread."""
 
-    def __init__(self, boot_id: str, config_hash: str) -> None:
+    def __init__(self, boot_id: str) -> None:
         self._boot_id = boot_id
-        self._config_hash = config_hash
         self._withheld = _OncePerSecond()
 
-    def make(self, outcome: Outcome, seq: int) -> Verdict:
-        """The message of an outcome. The last defence: one that is not whole becomes no_result(engine_error)."""
+    def make(
+        self,
+        outcome: Outcome,
+        seq: int,
+        decision: Decision | None = None,
+        trigger: Trigger | None = None,
+    ) -> Verdict:
+        """The message of an outcome, or of another `decision` about it.
+
+        The last defence: one that is not whole becomes no_result(engine_error).
+        """
+        decision = decision or outcome.decision
         try:
-            return self._verdict(outcome, outcome.decision, seq)
+            return self._verdict(outcome, decision, seq, trigger)
         except ValidationError as err:
             if (count := self._withheld.count()) is not None:
                 problem = err.errors(include_url=False, include_input=False)[0]
@@ -33,13 +43,36 @@ class VerdictMaker:
                     "verdict_withheld",
                     camera=outcome.ticket.camera,
                     roi=outcome.ticket.roi,
-                    verdict=outcome.decision.verdict,
+                    verdict=decision.verdict,
                     why=problem["msg"],
                     count=count,
                 )
-            return self._verdict(outcome, no_result("engine_error"), seq)
+            return self._verdict(outcome, no_result("engine_error"), seq, trigger)
 
-    def _verdict(self, outcome: Outcome, decision: Decision, seq: int) -> Verdict:
+    def without_frame(self, trigger: Trigger, roi: str, reason: NoResultReason, origin: Origin, seq: int) -> Verdict:
+        """The answer to a trigger that no frame answers."""
+        return Verdict(
+            boot_id=self._boot_id,
+            seq=seq,
+            camera=trigger.camera,
+            roi=roi,
+            verdict="no_result",
+            reason=reason,
+            part_id=trigger.part_id,
+            trigger_id=trigger.trigger_id,
+            frame=None,
+            captured_at=None,
+            published_at=timestamp(time.time()),
+            latency_ms=Latency(
+                decode=0, queue=0, engine=0, total=0, trigger=_ms(time.monotonic() - trigger.accepted_at)
+            ),
+            model=origin.model,
+            config=origin.config,
+            recipe=origin.recipe,
+        )
+
+    def _verdict(self, outcome: Outcome, decision: Decision, seq: int, trigger: Trigger | None) -> Verdict:
+        now = time.monotonic()
         return Verdict(
             boot_id=self._boot_id,
             seq=seq,
@@ -51,6 +84,8 @@ class VerdictMaker:
             score=decision.score,
             scores=decision.scores,
             boxes=decision.boxes,
+            part_id=None if trigger is None else trigger.part_id,
+            trigger_id=None if trigger is None else trigger.trigger_id,
             frame=FrameInfo(index=outcome.index, pts=_finite(outcome.pts), clock=outcome.clock),
             captured_at=_timestamp_or_none(outcome.captured_at),
             published_at=timestamp(time.time()),
@@ -58,10 +93,13 @@ class VerdictMaker:
                 decode=_ms(outcome.decode_s),
                 queue=_ms(outcome.queue_s),
                 engine=_ms(outcome.engine_s),
-                total=_ms(time.monotonic() - outcome.arrival),
+                total=_ms(now - outcome.arrival),
+                trigger=None if trigger is None else _ms(now - trigger.accepted_at),
             ),
-            model=outcome.model,
-            config=self._config_hash,
+            model=outcome.origin.model,
+            config=outcome.origin.config,
+            recipe=outcome.origin.recipe,
+            evidence=outcome.evidence,
         )
 
 

@@ -1,42 +1,39 @@
 """The verdict stream: one thread that owns the ZeroMQ sockets, numbers every message and sends it.
 
     any thread ──publish(), set_status()──> mailbox ──> thread "zeromq" ──> XPUB ──> subscribers
-                                                              └──> ledger, metrics
+    clients ──> ROUTER ──> thread "zeromq": triggers and status answered there, the rest by `commands`
+                                  └──> journal, evidence, ledger, metrics
 
 What full means, place by place:
 - the mailbox (10,000 outcomes): `publish` waits for room; after 1 s the publisher counts as broken, the
   outcome is counted as dropped("unpublished") and `on_failure` ends the daemon. Nothing is lost unseen.
 - a subscriber's send queue (`publish.send_queue` messages): this subscriber loses messages and sees so by
   the gap in `seq`, or by the heartbeat's newest `seq`; the others lose nothing.
+- a camera's triggers (`queue_size`): the next one is refused as `busy`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import Event
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
-from inspectd.config import PublishConfig
+from pydantic import BaseModel
+
+from inspectd.config import ControlConfig, PublishConfig, SecurityConfig
 from inspectd.errors import InspectdError
 from inspectd.observe.ledger import Ledger
+from inspectd.trigger import TriggerBoard
+from inspectd.verdict.control import Asked
+from inspectd.verdict.control_schema import ControlError, ReplayRequest, Request, StatusRequest, TriggerRequest
 from inspectd.verdict.decide import Outcome
 from inspectd.verdict.mailbox import Mailbox
-from inspectd.verdict.message import VerdictMaker
-from inspectd.verdict.schema import (
-    HEARTBEAT_TOPIC,
-    CameraStatus,
-    Heartbeat,
-    Message,
-    State,
-    Verdict,
-    encode,
-    status_topic,
-    timestamp,
-    verdict_topic,
-)
+from inspectd.verdict.schema import HEARTBEAT_TOPIC, State, encode
 from inspectd.verdict.sockets import Sockets
+from inspectd.verdict.stream import MessageJournal, Stream
+from inspectd.verdict.teller import Evidence, Roster, Teller, TellerMetrics, Waiting
 from inspectd.workers import Deadline, Worker
 
 HEARTBEAT_S = 0.5
@@ -45,21 +42,21 @@ BLOCK_S = 1.0
 TURN = 64
 """Messages sent in one turn of the loop, between two looks at the sockets and the heartbeat: a few ms."""
 
-Observe = Callable[[float], None]
+Answer = Callable[[BaseModel | Mapping[str, Any] | ControlError], None]
 
 
-class PublisherMetrics(Protocol):
-    """The part of the metrics that the publisher fills. Seconds."""
+class PublisherMetrics(TellerMetrics, Protocol):
+    """The part of the metrics that the publisher fills."""
 
-    def stage(self, name: Literal["publish"]) -> Observe: ...
-    def capture_to_verdict(self, camera: str) -> Observe: ...
     def set_subscribers(self, n: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    outcome: Outcome
-    since: float  # monotonic seconds
+class Commands(Protocol):
+    """What the control socket can ask beyond triggers. Called in the thread "zeromq": must return at once."""
+
+    def status(self, pending_triggers: Callable[[str], int]) -> Mapping[str, Any]: ...
+    def replay(self, request: ReplayRequest, answer: Answer) -> None: ...
+    def command(self, request: Request, answer: Answer) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +66,22 @@ class _Status:
     reason: str | None
 
 
-@dataclass(slots=True)
-class _Topic:
-    wire: bytes
-    seq: int = 0
-    last: Verdict | CameraStatus | None = None
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    asked: Asked
+    result: BaseModel | Mapping[str, Any] | ControlError
 
 
 class Publisher:
-    """Publishes verdicts, camera states and the heartbeat. See the module for what full means.
+    """Publishes verdicts, camera states and heartbeats, and answers the control socket.
 
-    Subscribers are counted as open connections to the stream, which is what the monitor of the socket
+    `publish`, `set_status`, `set_state`, `vouch` and `use` may be called from any thread, before `start` as well: what
+    came before is sent at once when the thread runs. Messages of a topic keep the order of the calls, each
+    with the next `seq` from 1. Within one turn a message waits at most for its `TURN - 1` predecessors.
+
+    Until `vouch(True)` every verdict is `no_result(not_ready)`: this is the one place where all of them pass.
+
+    The subscriber count is the number of open connections to the stream, which is what the monitor of the socket
     tells for sure; a peer that does not speak ZeroMQ is disconnected after a few seconds.
     """
 
@@ -88,52 +90,75 @@ class Publisher:
         config: PublishConfig,
         *,
         boot_id: str,
-        config_hash: str,
-        cameras: Sequence[str],
+        roster: Roster,
         ledger: Ledger,
         metrics: PublisherMetrics,
         on_failure: Callable[[BaseException], None],
+        control: ControlConfig | None = None,
+        security: SecurityConfig | None = None,
+        journal: MessageJournal | None = None,
+        before_publish: bool = False,
+        evidence: Evidence | None = None,
+        commands: Commands | None = None,
     ) -> None:
         self.endpoint = config.bind
+        self.control_endpoint = ""
         self.last_beat = time.monotonic()  # of the loop's last turn; written by the thread only
         self._config = config
-        self._boot_id = boot_id
-        self._cameras = tuple(cameras)
+        self._control = control or ControlConfig(bind="tcp://127.0.0.1:*")
+        self._security = security or SecurityConfig()
         self._ledger = ledger
+        self._journal = journal
+        self._before_publish = before_publish
+        self._commands = commands
         self._on_failure = on_failure
         self._set_subscribers = metrics.set_subscribers
-        self._observe_publish = metrics.stage("publish")
-        self._observe_total = {camera: metrics.capture_to_verdict(camera) for camera in cameras}
-        self._mailbox: Mailbox[_Waiting | _Status] = Mailbox(CAPACITY)
+        self._cameras = frozenset(camera.name for camera in roster.cameras)
+        self._mailbox: Mailbox[Waiting | _Status | _Reply | Roster] = Mailbox(CAPACITY)
         self._worker = Worker("zeromq", self._run, on_failure)
-        self._state: State = "starting"  # one reference, written by any thread, read by the heartbeat
+        self._state: tuple[State, str | None] = ("starting", None)  # swapped whole, by any thread
+        self._vouched = False  # likewise
         self._stop_by = Deadline(0.0)  # written by stop() before it signals
         self._drained = True  # written by the thread as it ends
 
         # From here on the thread's own, once it runs.
         self._sockets: Sockets
-        self._topics: dict[str, _Topic] = {}
-        self._verdict_topics: dict[tuple[str, str], _Topic] = {}
+        self._stream: Stream
+        self._teller = Teller(boot_id, roster, ledger, metrics, lambda: self._vouched, journal, evidence)
         self._heartbeat_at = 0.0
-        self._heartbeat_seq = 0
-        self._maker = VerdictMaker(boot_id, config_hash)
 
     # -- any thread ---------------------------------------------------------------------------------
+
+    @property
+    def boards(self) -> Mapping[str, TriggerBoard]:
+        """Where the triggered cameras look for triggers."""
+        return self._teller.boards
 
     def start(self) -> None:
         """Bind, then start the thread.
 
         Raises:
-            ConfigError: `publish.bind` cannot be bound.
+            ConfigError: `publish.bind` or `control.bind` cannot be bound.
         """
         # Bound here, so that the caller gets the error; starting the thread is the hand-over of the sockets.
         try:
-            self._sockets = Sockets(self._config, self._replay, self._set_subscribers)
+            self._sockets = Sockets(
+                self._config,
+                self._control,
+                self._security,
+                on_subscriptions=lambda prefixes: self._stream.repeat(prefixes),  # noqa: PLW0108 - there is no stream yet
+                set_subscribers=self._set_subscribers,
+                on_request=self._on_request,
+            )
         except BaseException:
             self._mailbox.release()
             raise
+        self._stream = Stream(
+            self._config.encoding, self._sockets.send, self._journal, before_publish=self._before_publish
+        )
         self._sockets.on_readable(self._mailbox.fd, self._mailbox.woken)
         self.endpoint = self._sockets.endpoint
+        self.control_endpoint = self._sockets.control_endpoint
         self._drained = False
         self.last_beat = self._heartbeat_at = time.monotonic()
         self._worker.start()
@@ -145,7 +170,7 @@ class Publisher:
         for a second as dropped("unpublished"), which is a failure of the publisher and reported as such.
         """
         try:
-            if not self._mailbox.put(_Waiting(outcome, time.monotonic()), BLOCK_S):
+            if not self._mailbox.put(Waiting(outcome, time.monotonic()), BLOCK_S):
                 self._ledger.dropped(outcome.ticket, "shutdown")
         except TimeoutError:
             self._ledger.dropped(outcome.ticket, "unpublished")
@@ -154,20 +179,29 @@ class Publisher:
 
     def set_status(self, camera: str, state: State, reason: str | None) -> None:
         """Publish a camera's state; a repeat of the last one says nothing new and is not sent."""
-        if camera not in self._observe_total:
+        if camera not in self._cameras:
             raise KeyError(camera)
         self._mailbox.put(_Status(camera, state, reason))
 
-    def set_state(self, state: State) -> None:
+    def set_state(self, state: State, reason: str | None = None) -> None:
         """The state that heartbeats carry from now on."""
-        self._state = state
+        self._state = (state, reason)
+
+    def vouch(self, vouched: bool) -> None:
+        """Whether verdicts may say pass or fail: the last challenge was passed."""
+        self._vouched = vouched
+
+    def use(self, roster: Roster) -> None:
+        """From what is published after this call on: triggers, parts and heartbeats of another line-up."""
+        self._mailbox.put(roster)
 
     def stop(self, timeout_s: float) -> bool:
         """Send everything that waits and say goodbye; True when all of it went out in time.
 
-        Every camera's last status is `fault` with the reason `stopped`, the last heartbeat says `fault`:
-        whoever listens learns at once that no verdict will come, and not by silence. "Out" means handed
-        to the kernel for every connected subscriber; one that does not read costs the whole `timeout_s`.
+        Every open trigger is answered `no_result(not_ready)`, every camera's last status is `fault` with the
+        reason `stopped`, the last heartbeat says `fault`: whoever listens learns at once that no verdict will
+        come, and not by silence. "Out" means handed to the kernel for every connected subscriber; one that
+        does not read costs the whole `timeout_s`.
         """
         if not self._worker.stopping.is_set():
             self._stop_by = Deadline(timeout_s)
@@ -183,13 +217,12 @@ class Publisher:
         """Whether the thread runs."""
         return self._worker.alive
 
-    # -- the thread "zeromq" ------------------------------------------------------------------------
+    # -- the thread "zeromq": its loop --------------------------------------------------------------
 
     def _run(self, stopping: Event) -> None:
         linger_s = 0.0
         try:
-            for camera in self._cameras:
-                self._send_status(_Status(camera, "starting", None))
+            self._teller.begin(self._stream)
             while not stopping.is_set():
                 self._turn()
             if self._send_the_rest():
@@ -197,92 +230,69 @@ class Publisher:
         finally:
             self._mailbox.release()
             for left in self._mailbox.take(len(self._mailbox)):
-                if isinstance(left, _Waiting):
+                if isinstance(left, Waiting):
                     self._ledger.dropped(left.outcome.ticket, "unpublished")
             self._drained = self._sockets.close(linger_s)
 
     def _turn(self) -> None:
         now = self.last_beat = time.monotonic()
         if now >= self._heartbeat_at:
-            self._send_heartbeat(self._state)
+            self._send_heartbeat()
             # By the clock, so that lateness does not add up; beats missed in a pause are not made up for.
             self._heartbeat_at += HEARTBEAT_S
             if self._heartbeat_at <= now:
                 self._heartbeat_at = now + HEARTBEAT_S
-        self._sockets.serve(self._heartbeat_at - now if self._mailbox.may_sleep() else 0.0)
+        wait_s = min(self._heartbeat_at - now, self._teller.wait_s())
+        self._sockets.serve(wait_s if self._mailbox.may_sleep() else 0.0)
         self._send_waiting()
+        self._teller.due()
+        self._stream.flush()
 
     def _send_waiting(self) -> None:
         for item in self._mailbox.take(TURN):
-            if isinstance(item, _Waiting):
-                self._send_verdict(item)
-            else:
-                self._send_status(item)
+            match item:
+                case Waiting():
+                    self._teller.outcome(item)
+                case _Status():
+                    self._teller.status(item.camera, item.state, item.reason)
+                case _Reply():
+                    self._sockets.reply(item.asked, item.result)
+                case Roster():
+                    self._teller.use(item)
 
     def _send_the_rest(self) -> bool:
         while len(self._mailbox):
             if self._stop_by.passed:
                 return False
             self._send_waiting()
-        for camera in self._cameras:
-            self._send_status(_Status(camera, "fault", "stopped"))
-        self._send_heartbeat("fault")
+            self._stream.flush()
+        self._teller.goodbye()
+        self._stream.flush()
+        self._state = ("fault", "stopped")
+        self._send_heartbeat()
         return True
 
-    def _send_verdict(self, waiting: _Waiting) -> None:
-        outcome = waiting.outcome
-        ticket = outcome.ticket
-        topic = self._verdict_topics.get((ticket.camera, ticket.roi))
-        if topic is None:
-            topic = self._topic(verdict_topic(ticket.camera, ticket.roi))
-            self._verdict_topics[ticket.camera, ticket.roi] = topic
-        message = self._maker.make(outcome, topic.seq + 1)
-        self._send(topic, message)
-        reason = message.reason or ("empty" if message.verdict == "no_result" else "")
-        self._ledger.verdict(ticket, message.verdict, reason, message.label if message.verdict == "fail" else None)
-        now = time.monotonic()
-        self._observe_publish(now - waiting.since)
-        self._observe_total[ticket.camera](now - outcome.arrival)
+    def _send_heartbeat(self) -> None:
+        message = self._teller.heartbeat(*self._state)
+        self._sockets.send(HEARTBEAT_TOPIC.encode(), encode(message, self._config.encoding))
 
-    def _send_status(self, status: _Status) -> None:
-        topic = self._topic(status_topic(status.camera))
-        last = topic.last
-        if isinstance(last, CameraStatus) and (last.state, last.reason) == (status.state, status.reason):
-            return
-        message = CameraStatus(
-            boot_id=self._boot_id,
-            seq=topic.seq + 1,
-            camera=status.camera,
-            state=status.state,
-            reason=status.reason,
-            published_at=timestamp(time.time()),
-        )
-        self._send(topic, message)
+    # -- the control socket -------------------------------------------------------------------------
 
-    def _send_heartbeat(self, state: State) -> None:
-        self._heartbeat_seq += 1
-        message = Heartbeat(
-            boot_id=self._boot_id,
-            seq=self._heartbeat_seq,
-            state=state,
-            topics={name: topic.seq for name, topic in self._topics.items()},
-            published_at=timestamp(time.time()),
-        )
-        self._sockets.send(HEARTBEAT_TOPIC.encode(), self._encoded(message))
+    def _on_request(self, asked: Asked) -> None:
+        def answer(result: BaseModel | Mapping[str, Any] | ControlError) -> None:
+            self._mailbox.put(_Reply(asked, result))
 
-    def _send(self, topic: _Topic, message: Verdict | CameraStatus) -> None:
-        self._sockets.send(topic.wire, self._encoded(message))
-        topic.seq = message.seq
-        topic.last = message
-
-    def _replay(self, prefixes: set[bytes]) -> None:
-        """Repeat the last message of every topic that a new subscription asks for, as it was but `replayed`."""
-        for topic in self._topics.values():
-            if topic.last is not None and topic.wire.startswith(tuple(prefixes)):
-                self._sockets.send(topic.wire, self._encoded(topic.last.model_copy(update={"replayed": True})))
-
-    def _encoded(self, message: Message) -> bytes:
-        return encode(message, self._config.encoding)
-
-    def _topic(self, name: str) -> _Topic:
-        return self._topics.setdefault(name, _Topic(name.encode()))
+        request = asked.request
+        try:
+            if isinstance(request, TriggerRequest):
+                self._teller.accept(request, lambda accepted: self._sockets.reply(asked, accepted))
+            elif self._commands is None:
+                self._sockets.reply(asked, ControlError("unknown_op", "only triggers are taken here"))
+            elif isinstance(request, StatusRequest):
+                self._sockets.reply(asked, self._commands.status(self._teller.pending_triggers))
+            elif isinstance(request, ReplayRequest):
+                self._commands.replay(request, answer)
+            else:
+                self._commands.command(request, answer)
+        except ControlError as refusal:
+            self._sockets.reply(asked, refusal)

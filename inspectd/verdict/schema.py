@@ -27,7 +27,7 @@ NoResultReason = Literal[
 State = Literal[
     "starting",  # not yet able to judge
     "ready",  # able to judge, and vouched for by its last challenge
-    "busy",  # judging is suspended for a moment: a challenge runs
+    "busy",  # judging as many triggers as fit: the next one would be refused
     "fault",  # not able to judge; `reason` says why
 ]
 """In the spirit of the vision state machine of OPC 40100-1 (Preoperational, Ready, Execution, Error)."""

@@ -1,0 +1,287 @@
+"""Changes while the line runs: recipes, re-read configuration, challenges. One after the other, in one thread.
+
+The new line-up is loaded, warmed up and challenged while the old one goes on; only then are they exchanged.
+Whatever fails before that leaves the old one in force.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from queue import Empty, Full, Queue
+from threading import Event
+from typing import Any, Protocol
+
+import structlog
+from pydantic import BaseModel
+
+from inspectd import __version__
+from inspectd.challenge import ChallengeResult, failures, run_challenge
+from inspectd.config import Settings
+from inspectd.config.diff import Change, changes, take_live
+from inspectd.errors import InspectdError, UsageError
+from inspectd.lineup import LineUp, Wiring
+from inspectd.observe.metrics import Metrics
+from inspectd.preflight import check_settings
+from inspectd.source_spec import redact
+from inspectd.station import Station
+from inspectd.verdict.control_schema import (
+    ChallengeRequest,
+    ControlError,
+    RecipeRequest,
+    ReloadRequest,
+    Request,
+)
+from inspectd.verdict.publisher import Answer
+from inspectd.workers import Worker
+
+log = structlog.get_logger(__name__)
+
+WAITING = 4
+"""Commands that may wait for the one that is under way; the next is refused as busy."""
+
+
+class Events(Protocol):
+    """The part of the journal that takes note of changes."""
+
+    def event(self, kind: Any, data: Mapping[str, Any]) -> None: ...
+
+
+class _Models(BaseModel):
+    recipe: str | None
+    config: str
+    models: list[str]
+
+
+class _Reloaded(_Models):
+    applied: list[str]
+    restart: list[str]
+
+
+class Changeover:
+    """Takes commands from the control socket, from SIGHUP and from the clock.
+
+    `vouched` is false from the moment a challenge fails until one is passed; the publisher is told at once.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        station: Station,
+        wiring: Wiring,
+        *,
+        reread: Callable[[], Settings] | None,
+        vouch: Callable[[bool], None],
+        metrics: Metrics,
+        journal: Events | None,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self.challenge: ChallengeResult | None = None  # the last one; swapped whole
+        self._settings = settings  # as loaded, outside any recipe
+        self._station = station
+        self._wiring = wiring
+        self._reread = reread
+        self._vouch = vouch
+        self._metrics = metrics
+        self._journal = journal
+        self._commands: Queue[tuple[Request, Answer]] = Queue(WAITING)
+        self._worker = Worker("changeover", self._run, on_failure)
+        self._challenge_at = float("inf")
+
+    # -- any thread ---------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._schedule()
+        self._worker.start()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Refuse what waits, and let what is under way come to its end."""
+        return self._worker.stop(timeout_s)
+
+    def command(self, request: Request, answer: Answer) -> None:
+        """Have it done; `answer` is called in the thread "changeover".
+
+        Raises:
+            ControlError: too many wait already.
+        """
+        try:
+            self._commands.put_nowait((request, answer))
+        except Full:
+            raise ControlError("busy", f"{WAITING} commands wait already") from None
+
+    def begin(self) -> None:
+        """Before the thread runs: challenge the first line-up, and say what is in force."""
+        self._challenge_running()
+        lineup = self._station.lineup
+        lineup.show()
+        self._metrics.show_recipe(lineup.recipe, lineup.config)
+        if self._journal is not None:
+            configuration = lineup.settings.public()
+            self._journal.event(
+                "boot", {"version": __version__, "configuration": configuration, **self._in_force().model_dump()}
+            )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._worker.alive
+
+    @property
+    def vouched(self) -> bool:
+        return self.challenge is None or self.challenge.passed
+
+    # -- the thread "changeover" ----------------------------------------------------------------------
+
+    def _run(self, stopping: Event) -> None:
+        while not stopping.is_set():
+            try:
+                request, answer = self._commands.get(timeout=0.2)
+            except Empty:
+                if time.monotonic() >= self._challenge_at:
+                    self._challenge_running()
+                    self._schedule()
+                continue
+            answer(self._do(request))
+        while not self._commands.empty():
+            self._commands.get()[1](ControlError("stopping", "the daemon is being stopped"))
+
+    def _do(self, request: Request) -> BaseModel | ControlError:
+        try:
+            return self._result(request)
+        except ControlError as refusal:
+            return refusal
+        except InspectdError as err:
+            message = redact(" ".join(str(err).split()))
+            log.error("change_refused", op=request.op, why=message)  # noqa: TRY400 - the message says it all
+            return ControlError("refused" if isinstance(err, UsageError) else "internal", message)
+        except Exception:  # nothing was exchanged yet: the line goes on as it is, and people are told
+            log.exception("change_failed", op=request.op)
+            return ControlError("internal", "it failed and was given up, see the log")
+
+    def _result(self, request: Request) -> BaseModel:
+        match request:
+            case RecipeRequest():
+                return self._change_recipe(request.name)
+            case ReloadRequest():
+                return self._reload()
+            case ChallengeRequest():
+                return self._answer_challenge()
+            case _:
+                raise ControlError("unknown_op", f"{request.op} is no command")
+
+    def _change_recipe(self, name: str | None) -> BaseModel:
+        if name is not None and name not in self._settings.recipes:
+            known = ", ".join(self._settings.recipes) or "none"
+            raise ControlError("unknown_recipe", f"no recipe {name!r}; known: {known}")
+        self._take(self._settings.with_recipe(name), "recipe")
+        return self._in_force()
+
+    def _reload(self) -> BaseModel:
+        if self._reread is None:
+            raise ControlError("refused", "this daemon was not started from a file")
+        new = self._reread()
+        found = changes(self._settings, new)
+        wanted = take_live(self._settings, new)
+        recipe = new.recipe if new.recipe != self._settings.recipe else self._station.lineup.recipe
+        if recipe is not None and recipe not in wanted.recipes:
+            raise ControlError("refused", f"recipe {recipe!r} is in force, but not in the new configuration")
+        effective = wanted.with_recipe(recipe)
+        applied = [str(change) for change in found if change.live] + self._changed_content(effective)
+        restart = [str(change) for change in found if not change.live]
+        if applied:
+            self._take(effective, "config")
+            self._settings = wanted
+        self._say_reloaded(found, applied, restart)
+        return _Reloaded(**self._in_force().model_dump(), applied=applied, restart=restart)
+
+    def _changed_content(self, effective: Settings) -> list[str]:
+        """Bundles that are another one now, under the same name."""
+        at_work = {path: lane.bundle.sha256 for path, lane in self._station.lineup.lanes.items()}
+        found = check_settings(effective)
+        return [
+            f"{path}: model {at_work[path][:12]} -> {bundle.short_hash}"
+            for path, bundle in found.items()
+            if path in at_work and at_work[path] != bundle.sha256
+        ]
+
+    def _say_reloaded(self, found: list[Change], applied: list[str], restart: list[str]) -> None:
+        log.info("reloaded", applied=applied, config=self._station.lineup.config)
+        if restart:
+            log.warning("restart_needed", changes=restart)
+        if self._journal is not None and found:
+            self._journal.event("config", {"applied": applied, "restart": restart, **self._in_force().model_dump()})
+
+    def _take(self, effective: Settings, why: str) -> None:
+        """Load, challenge, switch. Whatever fails leaves everything as it was.
+
+        Raises:
+            InspectdError: it cannot be run, or fails its challenge.
+        """
+        started = time.monotonic()
+        lineup = LineUp(effective, check_settings(effective), self._wiring)
+        self._station.check(lineup)
+        lineup.start()
+        try:
+            result = self._passed_challenge(lineup)
+            self._station.switch(lineup)
+        except BaseException:
+            lineup.stop()
+            raise
+        self._pass_judgement(result, lineup)
+        self._schedule()
+        self._metrics.show_recipe(lineup.recipe, lineup.config)
+        took_s = round(time.monotonic() - started, 3)
+        log.info("changed_over", why=why, recipe=lineup.recipe, config=lineup.config, took_s=took_s)
+        if self._journal is not None:
+            self._journal.event("recipe", self._in_force().model_dump())
+
+    def _passed_challenge(self, lineup: LineUp) -> ChallengeResult:
+        result = run_challenge(lineup)
+        if not result.passed:
+            self._note_challenge(result, lineup)
+            raise UsageError(f"the challenge failed: {'; '.join(failures(result))}")
+        return result
+
+    # -- challenges -----------------------------------------------------------------------------------
+
+    def _answer_challenge(self) -> BaseModel:
+        if not self._station.lineup.settings.challenge.pictures:
+            raise ControlError("no_challenge", "challenge.pictures names no golden picture")
+        self._challenge_running()
+        self._schedule()
+        assert self.challenge is not None
+        return self.challenge
+
+    def _challenge_running(self) -> None:
+        lineup = self._station.lineup
+        try:
+            result = run_challenge(lineup)
+        except InspectdError as err:  # a picture that is gone proves nothing
+            log.error("challenge_unreadable", why=str(err))  # noqa: TRY400 - the message says it all
+            result = ChallengeResult(passed=False, pictures=[])
+        self._pass_judgement(result, lineup)
+
+    def _pass_judgement(self, result: ChallengeResult, lineup: LineUp) -> None:
+        """What the last challenge says of the line-up at work."""
+        self.challenge = result if lineup.settings.challenge.pictures else None
+        self._vouch(result.passed)
+        if self.challenge is not None:
+            self._note_challenge(result, lineup)
+
+    def _note_challenge(self, result: ChallengeResult, lineup: LineUp) -> None:
+        self._metrics.challenge(result.passed)
+        if result.passed:
+            log.info("challenge_passed", pictures=len(result.pictures), config=lineup.config)
+        else:
+            log.error("challenge_failed", wrong=failures(result), config=lineup.config)
+        if self._journal is not None:
+            self._journal.event("challenge", {"config": lineup.config, **result.model_dump()})
+
+    def _schedule(self) -> None:
+        every_s = self._station.lineup.settings.challenge.every_s
+        self._challenge_at = time.monotonic() + every_s if every_s else float("inf")
+
+    def _in_force(self) -> _Models:
+        lineup = self._station.lineup
+        models = [lane.bundle.short_hash for lane in lineup.lanes.values()]
+        return _Models(recipe=lineup.recipe, config=lineup.config, models=models)

@@ -1,0 +1,85 @@
+"""What a re-read configuration changes: key by key, and what of it can be taken while running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from inspectd.config.sections import CameraConfig
+from inspectd.config.settings import Settings
+from inspectd.source_spec import redact
+
+LIVE_SECTIONS = ("model", "engine", "decision", "recipe", "recipes", "challenge")
+LIVE_CAMERA_KEYS = (
+    "max_fps",
+    "max_age_ms",
+    "queue_size",
+    "connect_timeout_s",
+    "stall_timeout_s",
+    "frozen_after_s",
+    "trigger_delay_ms",
+    "rois",
+)
+_SHOWN = 80
+"""Characters of a value that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key; its values as text, without credentials."""
+
+    key: str
+    old: str
+    new: str
+    live: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+
+def changes(old: Settings, new: Settings) -> list[Change]:
+    """Every key whose value differs, as it is written in the file; cameras and ROIs by their names."""
+    before, after = _flat(old), _flat(new)
+    return [
+        Change(key, before.get(key, "absent"), after.get(key, "absent"), _is_live(key, old, new))
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def take_live(old: Settings, new: Settings) -> Settings:
+    """The old settings with everything new that needs no restart."""
+    theirs = {camera.name: camera for camera in new.cameras}
+    cameras = tuple(_take_live_keys(camera, theirs.get(camera.name, camera)) for camera in old.cameras)
+    update: dict[str, Any] = {section: getattr(new, section) for section in LIVE_SECTIONS}
+    return old.model_copy(update=update | {"cameras": cameras})
+
+
+def _take_live_keys(old: CameraConfig, new: CameraConfig) -> CameraConfig:
+    return old.model_copy(update={key: getattr(new, key) for key in LIVE_CAMERA_KEYS})
+
+
+def _is_live(key: str, old: Settings, new: Settings) -> bool:
+    if not key.startswith("cameras["):
+        return key.partition(".")[0].partition("[")[0] in LIVE_SECTIONS
+    name, _, rest = key.removeprefix("cameras[").partition("].")
+    in_both = all(name in {camera.name for camera in settings.cameras} for settings in (old, new))
+    return in_both and rest.partition(".")[0].partition("[")[0] in LIVE_CAMERA_KEYS
+
+
+def _flat(settings: Settings) -> dict[str, str]:
+    flat: dict[str, str] = {}
+    _flatten("", settings.model_dump(mode="json"), flat)
+    return flat
+
+
+def _flatten(key: str, value: Any, flat: dict[str, str]) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _flatten(f"{key}.{name}" if key else name, item, flat)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            _flatten(f"{key}[{item.get('name', number)}]", item, flat)
+    else:
+        text = redact(str(value))
+        flat[key] = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,69 @@
+"""Parts in free run: from the verdicts of a region to one message per part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+from inspectd.config import PartConfig
+from inspectd.verdict.parts import PartCounter, PartResult
+from inspectd.verdict.schema import NoResultReason, Part, Verdict, VerdictKind, timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class RoiParts:
+    """How parts are told apart at one ROI, and which labels of its bundle mean that there is none."""
+
+    config: PartConfig
+    empty_labels: frozenset[str]
+
+
+class PartStream:
+    """The part counters of all ROIs that have one. Owned by the thread "zeromq".
+
+    `tell(make, camera, roi)` publishes what `make(seq)` gives.
+    """
+
+    def __init__(
+        self,
+        boot_id: str,
+        tell: Callable[[Callable[[int], Part], str, str], None],
+        count: Callable[[str, str, VerdictKind], None],
+    ) -> None:
+        self._boot_id = boot_id
+        self._tell = tell
+        self._count = count
+        self._counters: dict[tuple[str, str], PartCounter] = {}
+
+    def use(self, rois: Mapping[tuple[str, str], RoiParts]) -> None:
+        """Begin anew with these (camera, ROI). `interrupt` first: open parts are forgotten here."""
+        self._counters = {key: PartCounter(roi.config, roi.empty_labels) for key, roi in rois.items()}
+
+    def verdict(self, verdict: Verdict, arrival: float) -> None:
+        """A verdict was published; `arrival` of its frame is monotonic seconds."""
+        key = (verdict.camera, verdict.roi)
+        counter = self._counters.get(key)
+        if counter is not None:
+            self._publish(key, counter.frame(verdict, arrival))
+
+    def due(self, now: float) -> None:
+        """To be called now and then: closes what lasts too long."""
+        for key, counter in self._counters.items():
+            self._publish(key, counter.due(now))
+
+    def interrupt(self, reason: NoResultReason, camera: str | None = None) -> None:
+        """What is in view now cannot be judged to its end: at one camera, or at all of them."""
+        for key, counter in self._counters.items():
+            if camera in (None, key[0]):
+                self._publish(key, counter.interrupt(reason, time.monotonic()))
+
+    def _publish(self, key: tuple[str, str], result: PartResult | None) -> None:
+        if result is None:
+            return
+
+        def make(seq: int) -> Part:
+            return Part(boot_id=self._boot_id, seq=seq, published_at=timestamp(time.time()), **asdict(result))
+
+        self._tell(make, *key)
+        self._count(*key, result.verdict)
