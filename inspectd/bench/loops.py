@@ -13,7 +13,7 @@ from inspectd.errors import InspectdError
 from inspectd.frame import U8
 from inspectd.model.bundle import WEIGHTS, Bundle
 from inspectd.model.preprocess import Preprocessor
-from inspectd.model.runtime import import_openvino
+from inspectd.model.runtime import openvino_core
 
 BATCH = 8
 
@@ -107,7 +107,7 @@ def two_threads(clip: Clip, bundle: Bundle, precision: str) -> Sample:
 
 def _compile(bundle: Bundle, precision: str) -> Any:
     """An infer request of the bundle's copy for batches of 8."""
-    core = import_openvino().Core()
+    core = openvino_core()
     model = core.read_model(bundle.copy_path("openvino-int8" if precision == "int8" else "openvino"))
     spec = bundle.manifest.preprocess
     model.reshape([BATCH, spec.height, spec.width, 3])

@@ -22,7 +22,7 @@ from inspectd.engine.base import Engine, EngineInfo, Scores, Slot
 from inspectd.errors import BundleError, ConfigError, EngineError, FatalEngineError
 from inspectd.frame import U8
 from inspectd.model.bundle import Bundle, Copy, Manifest
-from inspectd.model.runtime import import_openvino
+from inspectd.model.runtime import import_openvino, openvino_core
 
 _PAGE = 4096
 
@@ -57,9 +57,7 @@ class OpenVinoEngine(Engine):
 
     def __init__(self, bundle: Bundle, config: EngineConfig, why: str) -> None:
         self._ov = import_openvino()
-        core = self._ov.Core()
-        # A mapped model.bin that is overwritten in place could change weights that are running.
-        core.set_property({"ENABLE_MMAP": False})
+        core = openvino_core()
         precision = choose_precision(config, bundle, *_processor(core))
         model = _read_model(self._ov, core, bundle.copy_path(precision.copy), bundle.manifest)
         threads = config.threads or len(os.sched_getaffinity(0))

@@ -26,7 +26,7 @@ from inspectd.model.bundle import COPY_MODEL, FORMAT_VERSION, WEIGHTS, Bundle, C
 from inspectd.model.data import role_of
 from inspectd.model.network import build_network, save_weights
 from inspectd.model.preprocess import PreprocessSpec
-from inspectd.model.runtime import import_openvino
+from inspectd.model.runtime import import_openvino, openvino_core
 
 Logits = npt.NDArray[np.float32]  # [N, classes]
 
@@ -53,9 +53,8 @@ def openvino_logits(model: Path, pixels: U8, precision: str | None = None) -> Lo
 
     `precision`: "f32" or "bf16" for what is not quantised; None is the runtime's choice, as on the line.
     """
-    ov = import_openvino()
     hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-    compiled = ov.Core().compile_model(model, "CPU", hint)
+    compiled = openvino_core().compile_model(model, "CPU", hint)
     return np.concatenate([compiled(chunk)[0].copy() for chunk in _chunks(pixels)])
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
+
+_core: Any = None  # guarded by _core_lock
+_core_lock = threading.Lock()
 
 
 def import_openvino() -> Any:
@@ -18,3 +22,20 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def openvino_core() -> Any:
+    """The process's one `openvino.Core`, which lives as long as the process.
+
+    OpenVINO's CPU plugin gives the thread that makes it a signal stack of its own size (AMX state is large), and
+    frees it wherever the last core and model happen to be dropped. From then on the first signal that reaches the
+    first thread ends the process with SIGSEGV. A core that is never dropped never frees it.
+    """
+    global _core  # noqa: PLW0603 - one for the process is the point
+    with _core_lock:
+        if _core is None:
+            core = import_openvino().Core()
+            # A mapped model.bin that is overwritten in place could change weights that are running.
+            core.set_property({"ENABLE_MMAP": False})
+            _core = core
+        return _core

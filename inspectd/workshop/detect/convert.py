@@ -22,7 +22,7 @@ from inspectd.engine.base import Scores
 from inspectd.frame import U8
 from inspectd.model.bundle import COPY_MODEL, Copy, Manifest
 from inspectd.model.export import extremes, quiet, quiet_nncf
-from inspectd.model.runtime import import_openvino
+from inspectd.model.runtime import import_openvino, openvino_core
 from inspectd.workshop.detect.network import Deployed, Detector
 
 _BEYOND_PYRAMID = r"^(?!__module\.detector\.backbone\.).*"  # of the names that OpenVINO gives to operations
@@ -57,7 +57,7 @@ def openvino_detections(model: Path, pixels: U8, precision: str | None = None) -
     `precision`: "f32" or "bf16" for what is not quantised; None is the runtime's choice, as on the line.
     """
     hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
-    compiled = import_openvino().Core().compile_model(model, "CPU", hint)
+    compiled = openvino_core().compile_model(model, "CPU", hint)
     return np.concatenate([compiled(pixels[i : i + 1])[0].copy() for i in range(len(pixels))])
 
 
