@@ -1,4 +1,4 @@
-"""A camera inside the test process: coloured frames whose `pts` is the moment of their capture, and faults by the dice."""
+"""A camera in the test process: coloured frames whose `pts` is the moment of their capture, and faults by the dice."""
 
 import random
 import time
@@ -27,8 +27,9 @@ class FaultyCamera(Source):
 
     SIZE = (160, 80)
 
-    def __init__(self, fps=200.0, seed=0, **faults):
+    def __init__(self, fps=200.0, seed=0, scene=kind_at, **faults):
         self.period_s = 1 / fps
+        self.scene = scene  # monotonic seconds -> kind
         self.faults = faults
         self.dice = random.Random(seed)
         self.injected = dict.fromkeys(faults, 0)
@@ -59,7 +60,7 @@ class FaultyCamera(Source):
             now = time.monotonic()
             if fault == "old":
                 now -= 1.0
-            picture = self.small if fault == "resized" else self.pictures[kind_at(now)].copy()
+            picture = self.small if fault == "resized" else self.pictures[self.scene(now)].copy()
             # A sensor's noise, or the picture would count as frozen.
             picture[::8, :, 0] ^= self.dice.randrange(2)
             yield Frame(

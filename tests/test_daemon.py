@@ -55,6 +55,7 @@ def config_text(cameras, extra=""):
     blocks = [
         '[model]\nbundle = "bundle"',
         '[publish]\nbind = "tcp://127.0.0.1:*"',
+        '[control]\nbind = "tcp://127.0.0.1:*"',
         '[http]\nbind = "127.0.0.1:0"',
         '[log]\nformat = "json"',
         extra,

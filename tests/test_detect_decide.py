@@ -335,6 +335,8 @@ def test_the_daemon_tells_the_box_of_every_frame_where_it_is(tmp_path) -> None:
         f"""
 [model]
 bundle = "bundle"
+[control]
+bind = "tcp://127.0.0.1:*"
 [publish]
 bind = "tcp://127.0.0.1:{port}"
 [http]

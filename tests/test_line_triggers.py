@@ -56,7 +56,7 @@ def wait_ready(daemon):
 
 
 def storm(client, count, seed, open_most=9):
-    """Trigger until `count` were accepted, now and then one too many; then wait for the last answers. Seconds it took."""
+    """Trigger until `count` were accepted, now and then one too many, and wait for the answers. Seconds it took."""
     dice = random.Random(seed)
     started = time.monotonic()
     while len(client.accepted) < count:

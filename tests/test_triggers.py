@@ -1,6 +1,7 @@
 """The trigger desk: who is owed an answer, decided once; and the boards where triggers wait for their frame."""
 
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -171,10 +172,8 @@ def test_whatever_happens_each_region_of_each_trigger_is_answered_once(steps):
     for step in [*steps, ("time", 1.0), ("overdue",)]:
         match step:
             case ("trigger", part, deadline_ms):
-                try:
+                with suppress(ControlError):
                     accepted.append(desk.trigger(str(part) if part else None, deadline_ms))
-                except ControlError as refused:
-                    assert refused.code in ("busy", "duplicate")
             case ("frame",):
                 for trigger in desk.boards["line1"].take(desk.now):
                     in_engine += [(trigger, roi) for roi in ROIS]

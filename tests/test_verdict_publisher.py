@@ -72,7 +72,10 @@ class Observed:
     def count(self, *what: Any) -> None:
         self.counted[what] += 1
 
-    trigger = triggers_pending = late_result = part = count
+    def part_stuck(self, camera: str, roi: str, stuck: bool) -> None:
+        self.counted[camera, roi, stuck] += 1
+
+    trigger = triggers_pending = late_result = part = part_flicker = count
 
     def set_subscribers(self, n: int) -> None:
         self.subscribers.put(n)

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 
 from inspectd.bench.clip import make_clip
-from inspectd.bench.end_to_end import daemon_run, live_latency
+from inspectd.bench.end_to_end import daemon_run, live_latency, trigger_latency
 from inspectd.bench.loops import plain_loop, two_threads
 from inspectd.bench.measure import Clip, Sample
 from inspectd.bench.parts import crop_only, decode_only, engine_only
@@ -48,6 +48,7 @@ _ENGINES = (
 """From slow to fast; which of them this machine and the bundle have is found out."""
 
 
+JOURNALED = "daemon, journal and replays"
 DEFAULT_BOX = Box(560, 140, 800, 800)
 
 
@@ -96,13 +97,15 @@ def run_bench(options: BenchOptions, console: Console) -> BenchResult:
                 except ImportError as err:
                     skipped.append(f"{key[0]}: {err.name} is not installed")
                     del measurements[key], samples[key]
-        latency = None
+        latency = triggers = None
         precision, fastest = next(reversed(engines.items()))
         if options.live_frames:
             status.update("live")
             live = replace(clip, path=folder / "live.mp4", frames=options.live_frames)
             make_clip(live.path, live.total, options.width, options.height, options.fps)
             latency = live_latency(live, bundle, fastest)
+            status.update("on command")
+            triggers = trigger_latency(live, bundle, fastest, options.fps, options.live_frames)
     result = BenchResult(
         machine=machine(),
         clip=f"{options.width}x{options.height} H.264, box {options.box}",
@@ -111,6 +114,7 @@ def run_bench(options: BenchOptions, console: Console) -> BenchResult:
         repeats=options.repeats,
         rows=_compared([make_row(*key, values) for key, values in samples.items()]),
         latency=latency,
+        triggers=triggers,
         latency_precision=precision if latency else None,
         skipped=tuple(skipped),
     )
@@ -134,6 +138,7 @@ def _measurements(clip: Clip, bundle: Bundle, engines: dict[str, EngineConfig]) 
         if config.device == "cpu":
             found["two threads", precision] = partial(two_threads, clip, bundle, precision)
         found["daemon", precision] = partial(daemon_run, clip, bundle, config)
+    found[JOURNALED, precision] = partial(daemon_run, clip, bundle, config, journal=True)
     return found
 
 
@@ -161,7 +166,7 @@ def _compared(rows: list[Row]) -> tuple[Row, ...]:
     limits = {row.precision: row.fps for row in rows if row.what == "two threads"}
 
     def compared(row: Row) -> Row:
-        if row.what not in ("two threads", "daemon"):
+        if row.what not in ("two threads", "daemon", JOURNALED):
             return row
         limit = limits.get(row.precision)
         return row.model_copy(

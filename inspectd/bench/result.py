@@ -38,6 +38,19 @@ class Latency(_Frozen):
     stages_ms: dict[str, float]  # median of each
 
 
+class TriggerLatency(_Frozen):
+    """Live on command: from sending a trigger to its verdict at the subscriber."""
+
+    triggers: int
+    judged: int
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    interval_ms: float  # between two frames: so long the wait for the next one is at most
+    engine_ms: float  # median
+    decode_ms: float  # median
+
+
 class BenchResult(_Frozen):
     machine: str
     clip: str
@@ -46,6 +59,7 @@ class BenchResult(_Frozen):
     repeats: int
     rows: tuple[Row, ...]
     latency: Latency | None
+    triggers: TriggerLatency | None
     latency_precision: str | None
     skipped: tuple[str, ...]
 

@@ -32,6 +32,12 @@ class LineMetrics:
             registry=registry,
         )
         self._parts = counter("inspectd_parts_total", "Parts counted in free run", "camera", "roi", "verdict")
+        self._flickers = counter(
+            "inspectd_part_flickers_total", "Times something was in view too briefly to be a part", "camera", "roi"
+        )
+        self._stuck = gauge(
+            "inspectd_part_stuck", "1 while a part is in view for longer than max_s: none is counted", "camera", "roi"
+        )
         self._challenge = counter("inspectd_challenges_total", "Golden-part challenges", "result")
         self._challenge_ok = gauge("inspectd_challenge_passed", "1 while the last challenge was passed, else 0")
         self._journal_rows = counter("inspectd_journal_written_rows_total", "Rows written to the journal")
@@ -66,6 +72,12 @@ class LineMetrics:
 
     def part(self, camera: str, roi: str, verdict: str) -> None:
         self._parts.labels(camera, roi, verdict).inc()
+
+    def part_flicker(self, camera: str, roi: str) -> None:
+        self._flickers.labels(camera, roi).inc()
+
+    def part_stuck(self, camera: str, roi: str, stuck: bool) -> None:
+        self._stuck.labels(camera, roi).set(stuck)
 
     def challenge(self, passed: bool) -> None:
         self._challenge.labels("passed" if passed else "failed").inc()

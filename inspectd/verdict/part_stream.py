@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 from inspectd.config import PartConfig
 from inspectd.verdict.parts import PartCounter, PartResult
@@ -19,6 +20,21 @@ class RoiParts:
     empty_labels: frozenset[str]
 
 
+class PartMetrics(Protocol):
+    """The part of the metrics that is filled here."""
+
+    def part(self, camera: str, roi: str, verdict: VerdictKind) -> None: ...
+    def part_flicker(self, camera: str, roi: str) -> None: ...
+    def part_stuck(self, camera: str, roi: str, stuck: bool) -> None: ...
+
+
+@dataclass(slots=True)
+class _Counter:
+    parts: PartCounter
+    flickers: int = 0  # as told to the metrics
+    stuck: bool = False
+
+
 class PartStream:
     """The part counters of all ROIs that have one. Owned by the thread "zeromq".
 
@@ -29,36 +45,37 @@ class PartStream:
         self,
         boot_id: str,
         tell: Callable[[Callable[[int], Part], str, str], None],
-        count: Callable[[str, str, VerdictKind], None],
+        metrics: PartMetrics,
     ) -> None:
         self._boot_id = boot_id
         self._tell = tell
-        self._count = count
-        self._counters: dict[tuple[str, str], PartCounter] = {}
+        self._metrics = metrics
+        self._counters: dict[tuple[str, str], _Counter] = {}
 
     def use(self, rois: Mapping[tuple[str, str], RoiParts]) -> None:
         """Begin anew with these (camera, ROI). `interrupt` first: open parts are forgotten here."""
-        self._counters = {key: PartCounter(roi.config, roi.empty_labels) for key, roi in rois.items()}
+        self._counters = {key: _Counter(PartCounter(roi.config, roi.empty_labels)) for key, roi in rois.items()}
 
     def verdict(self, verdict: Verdict, arrival: float) -> None:
         """A verdict was published; `arrival` of its frame is monotonic seconds."""
         key = (verdict.camera, verdict.roi)
         counter = self._counters.get(key)
         if counter is not None:
-            self._publish(key, counter.frame(verdict, arrival))
+            self._publish(key, counter.parts.frame(verdict, arrival))
 
     def due(self, now: float) -> None:
         """To be called now and then: closes what lasts too long."""
         for key, counter in self._counters.items():
-            self._publish(key, counter.due(now))
+            self._publish(key, counter.parts.due(now))
 
     def interrupt(self, reason: NoResultReason, camera: str | None = None) -> None:
         """What is in view now cannot be judged to its end: at one camera, or at all of them."""
         for key, counter in self._counters.items():
             if camera in (None, key[0]):
-                self._publish(key, counter.interrupt(reason, time.monotonic()))
+                self._publish(key, counter.parts.interrupt(reason, time.monotonic()))
 
     def _publish(self, key: tuple[str, str], result: PartResult | None) -> None:
+        self._measure(key)
         if result is None:
             return
 
@@ -66,4 +83,13 @@ class PartStream:
             return Part(boot_id=self._boot_id, seq=seq, published_at=timestamp(time.time()), **asdict(result))
 
         self._tell(make, *key)
-        self._count(*key, result.verdict)
+        self._metrics.part(*key, result.verdict)
+
+    def _measure(self, key: tuple[str, str]) -> None:
+        counter = self._counters[key]
+        while counter.flickers < counter.parts.flickers:
+            counter.flickers += 1
+            self._metrics.part_flicker(*key)
+        if counter.stuck != counter.parts.stuck:
+            counter.stuck = counter.parts.stuck
+            self._metrics.part_stuck(*key, stuck=counter.stuck)

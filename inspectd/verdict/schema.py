@@ -19,7 +19,7 @@ NoResultReason = Literal[
     "frozen",  # the camera repeats the same picture
     "resized",  # the frame's size is not the one that the ROI was checked against
     "camera_down",  # no frame could be had
-    "deadline",  # a trigger's deadline passed
+    "deadline",  # a trigger's deadline passed, or a part stayed in view for longer than max_s
     "overload",  # newer frames took its place in the queue
     "engine_error",  # the engine failed, or its scores are no numbers
     "not_ready",  # the system is not ready to judge
@@ -131,7 +131,9 @@ class PartFrames(_Message):
     passed: Count
     failed: Count
     uncertain: Count = Field(description="no_result(uncertain): looked at, and not sure")
-    unseen: Count = Field(description="every other no_result: nothing is known of these frames")
+    unseen: Count = Field(
+        description="nothing is known of these: every other no_result, and empty frames inside the part"
+    )
 
 
 class DecisiveFrame(_Message):

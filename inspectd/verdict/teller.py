@@ -18,7 +18,7 @@ from inspectd.trigger import Trigger, TriggerBoard
 from inspectd.verdict.control_schema import ControlError, ErrorCode, TriggerAccepted, TriggerRequest
 from inspectd.verdict.decide import Origin, Outcome, no_result
 from inspectd.verdict.message import VerdictMaker
-from inspectd.verdict.part_stream import PartStream, RoiParts
+from inspectd.verdict.part_stream import PartMetrics, PartStream, RoiParts
 from inspectd.verdict.schema import (
     CameraStatus,
     Heartbeat,
@@ -39,7 +39,7 @@ Observe = Callable[[float], None]
 _CAPTURE_REASONS = frozenset(get_args(CaptureReason))
 
 
-class TellerMetrics(Protocol):
+class TellerMetrics(PartMetrics, Protocol):
     """The part of the metrics that is filled here. Seconds."""
 
     def stage(self, name: Literal["publish"]) -> Observe: ...
@@ -48,7 +48,6 @@ class TellerMetrics(Protocol):
     def trigger(self, camera: str, result: Literal["accepted"] | ErrorCode) -> None: ...
     def triggers_pending(self, camera: str, n: int) -> None: ...
     def late_result(self, camera: str) -> None: ...
-    def part(self, camera: str, roi: str, verdict: VerdictKind) -> None: ...
 
 
 class Evidence(Protocol):
@@ -117,7 +116,7 @@ class Teller:
         self._observe_trigger = {camera: metrics.trigger_to_verdict(camera) for camera in names}
         self._stream: Stream
         self._desk = TriggerDesk(boot_id, roster.cameras)
-        self._parts = PartStream(boot_id, self._tell_part, metrics.part)
+        self._parts = PartStream(boot_id, self._tell_part, metrics)
         self._parts.use(roster.parts)
         self._maker = VerdictMaker(boot_id)
         self._camera_states: dict[str, tuple[State, str | None]] = dict.fromkeys(names, ("starting", None))
@@ -259,7 +258,8 @@ class Teller:
         self._camera_states[camera] = (state, reason)
         self._tell_status(camera)
         if self._is_down(camera):
-            self._parts.interrupt("camera_down", camera)
+            if reason != "finished":  # the last frames of a recording still are on their way
+                self._parts.interrupt("camera_down", camera)
             for trigger, roi in self._desk.abandon(camera):
                 self._answer_without_frame(trigger, roi, "camera_down")
 
