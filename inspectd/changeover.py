@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import structlog
 from pydantic import BaseModel
 
-from inspectd import __version__
 from inspectd.challenge import ChallengeResult, failures, run_challenge
 from inspectd.config import Settings
 from inspectd.config.diff import Change, changes, take_live
@@ -61,7 +60,8 @@ class _Reloaded(_Models):
 class Changeover:
     """Takes commands from the control socket, from SIGHUP and from the clock.
 
-    `vouched` is false from the moment a challenge fails until one is passed; the publisher is told at once.
+    There is a `problem` from the moment a challenge fails until one is passed, and while nobody knows which recipe is
+    wanted; the publisher is told at once, and vouches for nothing.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Changeover:
         metrics: Metrics,
         journal: Events | None,
         on_failure: Callable[[BaseException], None],
+        recipe_known: bool = True,
     ) -> None:
         self.challenge: ChallengeResult | None = None  # the last one; swapped whole
         self._settings = settings  # as loaded, outside any recipe
@@ -87,6 +88,7 @@ class Changeover:
         self._commands: Queue[tuple[Request, Answer]] = Queue(WAITING)
         self._worker = Worker("changeover", self._run, on_failure)
         self._challenge_at = float("inf")
+        self._recipe_known = recipe_known
 
     # -- any thread ---------------------------------------------------------------------------------
 
@@ -115,11 +117,6 @@ class Changeover:
         lineup = self._station.lineup
         lineup.show()
         self._metrics.show_recipe(lineup.recipe, lineup.config)
-        if self._journal is not None:
-            configuration = lineup.settings.public()
-            self._journal.event(
-                "boot", {"version": __version__, "configuration": configuration, **self._in_force().model_dump()}
-            )
 
     @property
     def alive(self) -> bool:
@@ -127,8 +124,11 @@ class Changeover:
         return self._worker.alive
 
     @property
-    def vouched(self) -> bool:
-        return self.challenge is None or self.challenge.passed
+    def problem(self) -> str | None:
+        """Why nothing may pass, or None."""
+        if not self._recipe_known:
+            return "the recipe is not known, choose one"
+        return None if self.challenge is None or self.challenge.passed else "the challenge failed"
 
     # -- the thread "changeover" ----------------------------------------------------------------------
 
@@ -174,6 +174,8 @@ class Changeover:
             known = ", ".join(self._settings.recipes) or "none"
             raise ControlError("unknown_recipe", f"no recipe {name!r}; known: {known}")
         self._take(self._settings.with_recipe(name), "recipe")
+        self._recipe_known = True
+        self._vouch(self.problem is None)
         return self._in_force()
 
     def _reload(self) -> BaseModel:
@@ -264,7 +266,8 @@ class Changeover:
     def _pass_judgement(self, result: ChallengeResult, lineup: LineUp) -> None:
         """What the last challenge says of the line-up at work."""
         self.challenge = result if lineup.settings.challenge.pictures else None
-        self._vouch(result.passed)
+        self._vouch(self.problem is None)
+        self._metrics.vouched(result.passed)
         if self.challenge is not None:
             self._note_challenge(result, lineup)
 
@@ -282,6 +285,4 @@ class Changeover:
         self._challenge_at = time.monotonic() + every_s if every_s else float("inf")
 
     def _in_force(self) -> _Models:
-        lineup = self._station.lineup
-        models = [lane.bundle.short_hash for lane in lineup.lanes.values()]
-        return _Models(recipe=lineup.recipe, config=lineup.config, models=models)
+        return _Models(**self._station.lineup.identity)

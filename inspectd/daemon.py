@@ -125,11 +125,14 @@ class Daemon:
         self.metrics = Metrics(self.ledger, names, verdicts=VERDICTS, drops=DROPS)
         log.info("starting", version=__version__, boot_id=self.boot_id, config=self.settings.sha256[:12])
         self._start_journal(running)
-        effective = self.settings.with_recipe(self._recipe())
+        recipe, recipe_known = self._recipe()
+        effective = self.settings.with_recipe(recipe)
         for camera in effective.cameras:
             self.ledger.inspect_only(camera.name, [roi.name for roi in camera.rois])
         wiring = Wiring(self._publish, self.metrics, self._on_failure, self.trouble)
         lineup = LineUp(effective, bundles, wiring)
+        if self.journal is not None:  # before any message: what follows is this boot's
+            self.journal.event("boot", {"version": __version__, "settings": effective.public(), **lineup.identity})
         commands = LineCommands(self.boot_id, self._start_replay(running), self.journal)
         self._start_http(running)
         self._start_publisher(lineup, commands, running)
@@ -139,7 +142,7 @@ class Daemon:
             lineup, self.publisher, self.ledger, self.metrics, keep_frames=effective.evidence.dir is not None
         )
         running.callback(self._stop_engines)
-        self._start_changeover(wiring, running)
+        self._start_changeover(wiring, running, recipe_known=recipe_known)
         commands.attach(self.station, self.changeover, lambda: self._state)
         self._start_cameras(running)
         self._notifier.ready(f"{len(names)} camera(s)")
@@ -160,21 +163,27 @@ class Daemon:
         self.journal.start()
         running.callback(self.journal.stop, 0.5)
 
-    def _recipe(self) -> str | None:
-        """The recipe to begin with: the one that was in force at the end, as far as the journal knows."""
-        last = None if self.journal is None else self.journal.last_event("recipe")
-        if last is None or not self.settings.recipes:
-            return self.settings.recipe
+    def _recipe(self) -> tuple[str | None, bool]:
+        """The recipe to begin with, and whether it is known to be right: the one that was in force at the end.
+
+        A journal that cannot be read does not know; then the line must be told before anything passes.
+        """
+        configured = self.settings.recipe
+        if self.journal is None or not self.settings.recipes:
+            return configured, True
+        last = self.journal.last_event("recipe")
+        if last is None:
+            return configured, self.journal.state == "ok"
         recipe = last.get("recipe")
-        if recipe is not None and recipe not in self.settings.recipes:
-            log.warning("recipe_gone", recipe=recipe, instead=self.settings.recipe)
-            return self.settings.recipe
-        return recipe
+        if recipe is None or recipe in self.settings.recipes:
+            return recipe, True
+        log.warning("recipe_gone", recipe=recipe, instead=configured)
+        return configured, False
 
     def _start_replay(self, running: ExitStack) -> ReplayDesk | None:
         if self.journal is None or self.settings.journal.path is None:
             return None
-        desk = ReplayDesk(self.settings.journal.path, self.boot_id, self.journal.write_through)
+        desk = ReplayDesk(self.settings.journal.path, self.boot_id, self.journal.flush)
         desk.start()
         running.callback(desk.stop, 0.5)
         return desk
@@ -207,7 +216,7 @@ class Daemon:
         self.publisher.start()
         running.callback(self.publisher.stop, 1.0)
 
-    def _start_changeover(self, wiring: Wiring, running: ExitStack) -> None:
+    def _start_changeover(self, wiring: Wiring, running: ExitStack, *, recipe_known: bool) -> None:
         self.changeover = Changeover(
             self.settings,
             self.station,
@@ -217,6 +226,7 @@ class Daemon:
             metrics=self.metrics,
             journal=self.journal,
             on_failure=self._on_failure,
+            recipe_known=recipe_known,
         )
         self.changeover.begin()
         self.changeover.start()
@@ -288,7 +298,7 @@ class Daemon:
     def _only_starting(self) -> bool:
         return (
             self._state[0] == "starting"
-            and self.changeover.vouched
+            and self.changeover.problem is None
             and all(camera.state in ("starting", "ready") for camera in self.station.cameras)
         )
 
@@ -328,8 +338,8 @@ class Daemon:
                 detail[f"engine-{path.name}"] = "late"
         for camera in self.station.cameras:
             detail[f"camera {camera.name}"] = "ok" if camera.state == "ready" else camera.reason or camera.state
-        if not self.changeover.vouched:
-            detail["challenge"] = "failed"
+        if problem := self.changeover.problem:
+            detail["changeover"] = problem
         ready = alive and all(why == "ok" for why in detail.values())
         return ready, detail
 

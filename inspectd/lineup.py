@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -111,6 +112,12 @@ class LineUp:
     def lane(self, roi: RoiConfig) -> ModelLane:
         """The model that judges a ROI."""
         return self.lanes[self._path(roi)]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is in force, for the journal and for acknowledgements."""
+        models = [bundle.short_hash for bundle in self._bundles.values()]
+        return {"recipe": self.recipe, "config": self.config, "models": models}
 
     @property
     def roster(self) -> Roster:

@@ -154,7 +154,7 @@ def test_a_failed_challenge_withholds_every_verdict_until_one_is_passed(line, fo
     after = [m for t, m in line.messages if t.startswith("verdict/") and m["seq"] > failed[-1][1]["seq"]]
     assert {of(m, "verdict", "reason", "label") for m in after} == {("no_result", "not_ready", None)}
     ready, detail = line.daemon.readiness()
-    assert (ready, detail["challenge"]) == (False, "failed")
+    assert (ready, detail["changeover"]) == (False, "the challenge failed")
     (folder / "good.png").write_bytes(good)
     assert line.ask("challenge")["passed"]
     assert line.verdict(lambda m: m["reason"] != "not_ready")["reason"] is None
@@ -225,7 +225,7 @@ def test_the_journal_knows_every_change(line, folder):
     with sqlite3.connect(folder / "journal.db") as journal:
         kinds = [kind for (kind,) in journal.execute("SELECT kind FROM rows ORDER BY number")]
     changes = [kind for kind in kinds if kind not in ("verdict", "status", "message")]
-    assert changes == ["challenge", "boot", "challenge", "recipe", "challenge", "challenge", "recipe", "config"]
+    assert changes == ["boot", "challenge", "challenge", "recipe", "challenge", "challenge", "recipe", "config"]
 
 
 def test_a_recipe_outlives_a_restart(folder, monkeypatch):
@@ -235,6 +235,19 @@ def test_a_recipe_outlives_a_restart(folder, monkeypatch):
     with running_daemon(monkeypatch, folder / "line.toml", FaultyCamera()) as daemon, Line(daemon) as line:
         assert line.ask("status")["recipe"] == "lid"
         assert line.verdict(lambda m: m["roi"] == "lid")["recipe"] == "lid"
+
+
+def test_a_recipe_that_is_not_known_any_more_must_be_chosen_before_anything_passes(folder, monkeypatch):
+    """The one in force at the end is gone from the file: no verdict by a guess, until somebody says what runs."""
+    path = folder / "line.toml"
+    with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
+        assert line.ask("recipe", name="lid")["ok"]
+    path.write_text(CONFIG.replace("[recipes.lid]", "[recipes.cover]"))
+    with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
+        assert "recipe is not known" in line.state("fault")
+        assert line.verdict(lambda m: m["reason"] != "stale")["reason"] == "not_ready"
+        assert line.ask("recipe", name=None)["ok"]
+        assert line.verdict(lambda m: m["reason"] is None)["recipe"] is None
 
 
 def test_sighup_reloads(folder):

@@ -39,12 +39,14 @@ class LineMetrics:
             "inspectd_part_stuck", "1 while a part is in view for longer than max_s: none is counted", "camera", "roi"
         )
         self._challenge = counter("inspectd_challenges_total", "Golden-part challenges", "result")
-        self._challenge_ok = gauge("inspectd_challenge_passed", "1 while the last challenge was passed, else 0")
+        self._challenge_ok = gauge("inspectd_challenge_passed", "0 while the last challenge is a failed one, else 1")
+        self._challenge_ok.set(1)
         self._journal_rows = counter("inspectd_journal_written_rows_total", "Rows written to the journal")
         self._journal_lost = counter("inspectd_journal_lost_rows_total", "Rows that could not be written, ever")
         self._journal_kept = gauge("inspectd_journal_rows", "Rows that the journal holds")
         self._journal_bytes = gauge("inspectd_journal_bytes", "Size of the journal on disk")
-        self._journal_ok = gauge("inspectd_journal_ok", "1 while the journal can be written, else 0")
+        self._journal_ok = gauge("inspectd_journal_ok", "0 while the journal cannot be written, else 1")
+        self._journal_ok.set(1)
         self._journal_commit = Histogram(
             "inspectd_journal_commit_seconds",
             "Time that one commit of the journal took",
@@ -80,8 +82,12 @@ class LineMetrics:
         self._stuck.labels(camera, roi).set(stuck)
 
     def challenge(self, passed: bool) -> None:
+        """A line-up was challenged, perhaps one that is not at work."""
         self._challenge.labels("passed" if passed else "failed").inc()
-        self._challenge_ok.set(passed)
+
+    def vouched(self, vouched: bool) -> None:
+        """Whether the line-up at work passed its last challenge."""
+        self._challenge_ok.set(vouched)
 
     def journal_committed(self, rows: int, seconds: float) -> None:
         self._journal_rows.inc(rows)

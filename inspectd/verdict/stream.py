@@ -6,6 +6,7 @@ sent. A disk that does not answer in `THROUGH_S` holds nothing up: the message g
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -13,6 +14,8 @@ from typing import Any, Protocol, TypeVar
 from inspectd.verdict.schema import CameraStatus, Encoding, JournalState, Part, Verdict, encode
 
 THROUGH_S = 0.1
+FADE = 0.98
+"""What is left, one flush later, of the longest time that the disk took."""
 Told = TypeVar("Told", Verdict, Part, CameraStatus)
 
 
@@ -62,6 +65,8 @@ class Stream:
         self._before_publish = before_publish and journal is not None
         self._topics: dict[str, _Topic] = {}
         self._staged: list[_Staged] = []
+        self.hold_s = 0.0
+        """For how long the disk held up messages of late: the worst, which fades. 0 when nothing waits for it."""
 
     def tell(
         self,
@@ -104,7 +109,9 @@ class Stream:
         assert self._journal is not None
         for staged in batch:
             self._journal.message(staged.topic.name, staged.message.seq, staged.body)
+        asked = time.monotonic()
         self._journal.write_through(THROUGH_S)
+        self.hold_s = max(time.monotonic() - asked, self.hold_s * FADE)
 
     def _send_staged(self, staged: _Staged) -> None:
         assert self._journal is not None

@@ -33,7 +33,7 @@ from inspectd.verdict.schema import (
     verdict_topic,
 )
 from inspectd.verdict.stream import MessageJournal, Stream
-from inspectd.verdict.triggers import TriggerDesk
+from inspectd.verdict.triggers import GUARD_S, TriggerDesk
 
 Observe = Callable[[float], None]
 _CAPTURE_REASONS = frozenset(get_args(CaptureReason))
@@ -143,6 +143,7 @@ class Teller:
 
     def due(self) -> None:
         """Say what time demands: deadlines, and parts that last too long."""
+        self._desk.guard_s = GUARD_S + self._stream.hold_s  # what is said now goes out that much later
         for trigger, roi in self._desk.overdue():
             self._answer_without_frame(trigger, roi, "deadline")
         self._parts.due(time.monotonic())

@@ -45,6 +45,7 @@ class TriggerDesk:
         }
         self._cameras = {camera.name: camera for camera in cameras}
         self._boot = boot_id[:8]
+        self.guard_s = GUARD_S
         self._clock = clock
         self._numbers = count(1)
         self._open: dict[Trigger, set[str]] = {}  # the ROIs that still are owed an answer
@@ -112,7 +113,7 @@ class TriggerDesk:
 
     def overdue(self) -> list[Owed]:
         """What must be answered now, its time is over. It counts as answered from here on."""
-        until = self._clock() + GUARD_S
+        until = self._clock() + self.guard_s
         owed: list[Owed] = []
         while self._deadlines and self._deadlines[0][0] <= until:
             trigger = heapq.heappop(self._deadlines)[2]
@@ -144,7 +145,7 @@ class TriggerDesk:
         """How long until `overdue` has something to say, at the earliest; infinite when nothing is open."""
         while self._deadlines and self._deadlines[0][2] not in self._open:
             heapq.heappop(self._deadlines)
-        return max(0.0, self._deadlines[0][0] - GUARD_S - self._clock()) if self._deadlines else float("inf")
+        return max(0.0, self._deadlines[0][0] - self.guard_s - self._clock()) if self._deadlines else float("inf")
 
     def close(self, trigger: Trigger) -> list[Owed]:
         """Every ROI of it that still is owed an answer, which counts as given from here on."""
