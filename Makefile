@@ -42,12 +42,20 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What makes models computes, and shares the cores well; the rest keeps time, and wants them to itself.
-WORKSHOP_TESTS := tests/test_workshop_*.py tests/test_detect_*.py tests/test_model_*.py
+# What makes and measures models computes; the demo learns longest, so it begins. The rest mostly waits, for cameras and
+# clocks. Two of a kind share the cores well; one thread each, or idle threads of one spin while the other wants the core.
+# What may not miss a frame of a live camera comes last, alone.
+COMPUTING := tests/test_demo.py tests/test_workshop_*.py tests/test_detect_*.py tests/test_model_*.py tests/test_bench.py
+ALONE := tests/test_daemon_rtsp.py
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest
+IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/.installed-test system-packages lint
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(WORKSHOP_TESTS)
-	$(BIN)/pytest $(addprefix --ignore-glob=,$(WORKSHOP_TESTS))
+# Debian's packages arrive while Python's do and the code is checked.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 system-packages lint
+	$(PYTEST) $(IN_PAIRS) $(COMPUTING)
+	$(PYTEST) $(IN_PAIRS) $(addprefix --ignore-glob=,$(COMPUTING) $(ALONE))
+	$(PYTEST) $(ALONE)
 
 test-soak: $(VENV)/.installed-test system-packages
 	$(BIN)/pytest -m soak --timeout=3600

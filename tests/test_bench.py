@@ -22,7 +22,8 @@ from inspectd.config import EngineConfig
 from inspectd.errors import InspectdError, UsageError
 from inspectd.frame import Box
 
-SMALL = BenchOptions(frames=16, warm_up=8, repeats=1, width=320, height=240, box=Box(33, 21, 201, 200), live_frames=12)
+# Frames enough that the daemon's CPU time, in the kernel's hundredths of a second, is not rounded to nothing.
+SMALL = BenchOptions(frames=48, warm_up=8, repeats=1, width=320, height=240, box=Box(33, 21, 201, 200), live_frames=12)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_ratios_are_to_the_plain_loop_and_to_the_two_threads_of_the_same_precisi
     result, _ = run
     plain = result.row("plain loop", "f32")
     for row in result.rows:
-        if row.what in ("two threads", "daemon"):
+        if row.what == "two threads" or row.what.startswith("daemon"):
             assert row.times_plain == pytest.approx(row.fps / plain.fps)
             assert row.times_limit == pytest.approx(row.fps / result.row("two threads", row.precision).fps)
         else:
@@ -116,13 +117,13 @@ def test_the_daemon_is_measured_over_exactly_the_frames_of_the_clip(bundle, clip
 
 def test_a_daemon_that_ends_before_every_frame_has_its_verdict_fails_the_bench(bundle, clip):
     longer = replace(clip, frames=clip.frames + 5)
-    with pytest.raises(InspectdError, match=r"the daemon ended with 0 after 24 of 29 verdicts"):
+    with pytest.raises(InspectdError, match=r"the daemon ended with 0 after 56 of 61 verdicts"):
         daemon_run(longer, bundle, EngineConfig(device="cpu"))
 
 
 def test_a_daemon_that_does_not_start_fails_the_bench_with_its_last_words(bundle, clip):
     outside = replace(clip, box=Box(0, 0, 5000, 200))
-    with pytest.raises(InspectdError, match=r"ended with 2 after 0 of 24 verdicts: .*5000"):
+    with pytest.raises(InspectdError, match=r"ended with 2 after 0 of 56 verdicts: .*5000"):
         live_latency(outside, bundle, EngineConfig(device="cpu"))
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 from daemon_process import Subscriber
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 def demo(directory, *arguments):
@@ -21,8 +21,15 @@ def demo(directory, *arguments):
 def made(tmp_path_factory):
     """The first run: draws, trains, shows."""
     directory = tmp_path_factory.mktemp("demo") / "demo"
-    done = subprocess.run(demo(directory, "--seconds", "12"), capture_output=True, text=True, timeout=380)
-    return directory, done
+    process = subprocess.Popen(
+        demo(directory, "--seconds", "9"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        output, errors = process.communicate(timeout=560)
+    finally:
+        process.terminate()  # where it took too long: it takes its daemon along, killed it could not
+        process.wait(30)
+    return directory, subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def test_from_nothing_to_live_verdicts_beside_the_truth(made):

@@ -74,11 +74,12 @@ def test_a_withdrawn_trigger_is_taken_by_no_frame():
         ({"deadline_ms": 0.0}, "bad_deadline"),
         ({"deadline_ms": -5.0}, "bad_deadline"),
         ({"deadline_ms": 3_600_000.0}, "bad_deadline"),
+        ({"name": "far", "deadline_ms": 80.0}, "bad_deadline"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(request_, code):
     """With a code; nothing is owed then."""
-    desk = Desk(camera(), camera("free", trigger="free_run"))
+    desk = Desk(camera(), camera("free", trigger="free_run"), camera("far", trigger_delay_ms=80))
     assert refusal(desk, **request_) == code
     assert desk.pending("line1") == 0
 

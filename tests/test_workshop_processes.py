@@ -8,60 +8,45 @@ import time
 import numpy as np
 import pytest
 from test_workshop_train import write_pictures
+from trained_apart import start_training
 
 from inspectd.model.bundle import load_bundle
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("data"), {"good": 60, "stain": 60, "empty": 60})
-
-
-_TRAIN = """
-import sys
-from pathlib import Path
 from inspectd.workshop.options import TrainOptions
-from inspectd.workshop.train import train
-data, bundle = map(Path, sys.argv[1:3])
-unfinished = bundle.with_name(bundle.name + ".run") / "last.safetensors"
-options = TrainOptions(size=32, epochs=8, batch_size=8, threads=1, dropout=0.2, int8=False)
-train(data, bundle, options, resume=unfinished.exists(), restart=not unfinished.exists())
-"""
 
 
-def killed_until_done(data, bundle, kills, rng):
-    """Train in a process of its own, SIGKILLed `kills` times at random moments; how often it was mid-run."""
+def killed_until_done(data, bundle, options, kills=0, within_s=0.0, rng=None):
+    """Train in processes of their own, SIGKILLed `kills` times at random moments; how often it was mid-run."""
+    errors = bundle.with_name(f".{bundle.name}.errors")
     in_training = 0
-    for attempt in range(kills + 1):
-        process = subprocess.Popen(
-            [sys.executable, "-c", _TRAIN, str(data), str(bundle)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        if attempt < kills:
-            run = bundle.with_name(f"{bundle.name}.run")
-            deadline = time.monotonic() + 60
-            # From the moment when there is something to lose, or a little before.
-            while not run.exists() and process.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            try:
-                process.wait(rng.uniform(0, 2.5) if attempt % 3 else rng.uniform(0, 6))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                in_training += 1
-            process.wait()
-            if bundle.exists():
-                load_bundle(bundle)
-        else:
-            _, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors.decode()[-2000:]
+    for attempt in range(kills):
+        process = start_training(data, bundle, errors, options)
+        # From the moment when there is something to lose; every other time already a little before.
+        awaited = bundle.with_name(f"{bundle.name}.run") / ("" if attempt % 2 else "last.safetensors")
+        deadline = time.monotonic() + 60
+        while not awaited.exists() and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.join(rng.uniform(0, within_s))
+        in_training += process.is_alive()
+        process.kill()
+        process.join()
+        if bundle.exists():
+            load_bundle(bundle)
+    process = start_training(data, bundle, errors, options)
+    process.join(100)
+    assert process.exitcode == 0, errors.read_text() if errors.exists() else process.exitcode
     return in_training
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak)])
-def test_training_killed_at_random_moments_ends_with_the_same_weights(tmp_path, kills):
+@pytest.mark.parametrize(
+    ("kills", "within_s", "epochs"), [(1, 1.0, 4), pytest.param(20, 4.0, 8, marks=pytest.mark.soak)]
+)
+def test_training_killed_at_random_moments_ends_with_the_same_weights(tmp_path, kills, within_s, epochs):
     """SIGKILL while it reads, trains, saves or exports: every checkpoint loads, and nothing is lost or changed."""
+    options = TrainOptions(size=32, epochs=epochs, batch_size=8, threads=1, dropout=0.2, int8=False)
     data = write_pictures(tmp_path / "data", {"good": 24, "stain": 24})
-    assert killed_until_done(data, tmp_path / "whole", 0, None) == 0
-    hit = killed_until_done(data, tmp_path / "broken", kills, np.random.default_rng(kills))
+    assert killed_until_done(data, tmp_path / "whole", options) == 0
+    rng = np.random.default_rng(kills)
+    hit = killed_until_done(data, tmp_path / "broken", options, kills, within_s, rng)
     assert hit >= max(1, kills // 2)
     whole, broken = (load_bundle(tmp_path / name).manifest.files["model.safetensors"] for name in ("whole", "broken"))
     assert whole == broken
@@ -69,8 +54,9 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(tmp_path, 
     assert left == ["broken", "data", "whole"]
 
 
-def test_two_processes_train_one_network(data, tmp_path):
+def test_two_processes_train_one_network(tmp_path):
     """torchrun with gloo: the batch is shared, both end with the same weights, the first writes the bundle."""
+    data = write_pictures(tmp_path / "data", {"good": 60, "stain": 60, "empty": 60})
     script = tmp_path / "one_of_two.py"
     script.write_text(
         "import os, sys, torch\nfrom pathlib import Path\nimport inspectd.workshop.training as frame\n"

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from daemon_process import DaemonProcess, Subscriber
-from test_workshop_train import QUICK, write_pictures
+from test_workshop_train import quick_bundle, write_pictures
 
 from inspectd.config import DecisionConfig
 from inspectd.frame import Box, Frame
@@ -23,7 +23,6 @@ from inspectd.model.export import openvino_logits
 from inspectd.model.pictures import read_picture
 from inspectd.model.preprocess import Preprocessor, preprocess_picture
 from inspectd.verdict.decide import Decider
-from inspectd.workshop.train import train
 
 PICTURES = 200
 
@@ -32,9 +31,7 @@ PICTURES = 200
 def bundle(tmp_path_factory):
     if path := os.environ.get("INSPECTD_PARITY_BUNDLE"):
         return load_bundle(Path(path))
-    root = tmp_path_factory.mktemp("serve")
-    write_pictures(root / "train", {"good": 60, "stain": 60, "empty": 60})
-    return train(root / "train", root / "bundle", QUICK)
+    return quick_bundle(tmp_path_factory)[1]
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +101,7 @@ def test_a_video_of_the_pictures_gets_the_verdicts_of_the_desk(bundle, pictures,
     config = tmp_path / "config.toml"
     config.write_text(
         f'[model]\nbundle = "{bundle.path}"\n[engine]\ndevice = "cpu"\n'
+        '[control]\nbind = "tcp://127.0.0.1:*"\n'
         f'[publish]\nbind = "{endpoint}"\n[http]\nbind = "127.0.0.1:0"\n[log]\nformat = "json"\n'
         f'[[cameras]]\nname = "desk"\nsource = "file:{clip}"\n'
         f'[[cameras.rois]]\nname = "part"\nbox = [0, 0, {size[0]}, {size[1]}]\n'

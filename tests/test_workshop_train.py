@@ -4,14 +4,13 @@ import contextlib
 import io
 import re
 import shutil
-import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from made_once import made_once
 
 from inspectd.cli import main
 from inspectd.errors import BundleError, DataError, UsageError
@@ -20,6 +19,7 @@ from inspectd.model.calibrate import operating_point, softmax
 from inspectd.model.data import load_pictures, open_dataset
 from inspectd.model.export import eager_logits, openvino_logits
 from inspectd.model.network import build_network, load_weights
+from inspectd.workshop import copies
 from inspectd.workshop.options import TrainOptions
 from inspectd.workshop.train import train
 
@@ -41,18 +41,37 @@ def write_pictures(root, counts, seed=0, side=48):
     return root
 
 
+def quick_bundle(tmp_path_factory):
+    """The folder of pictures and the bundle that QUICK trained on them, made once for all files of tests."""
+
+    def make(folder):
+        write_pictures(folder / "data", {"good": 60, "stain": 60, "empty": 60})
+        train(folder / "data", folder / "bundle", QUICK)
+
+    made = made_once(tmp_path_factory, "quick-bundle", make)
+    return made / "data", load_bundle(made / "bundle")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("data"), {"good": 60, "stain": 60, "empty": 60})
+    return quick_bundle(tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="module")
-def bundle(data, tmp_path_factory):
-    told = []
-    made = train(data, tmp_path_factory.mktemp("out") / "bundle", QUICK, lambda *args: told.append(args))
-    assert {stage for stage, *_ in told} == {"reading pictures", "training", "writing the bundle"}
-    assert made is not None
-    return made
+def bundle(tmp_path_factory):
+    return quick_bundle(tmp_path_factory)[1]
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """For what does not depend on how well was learned: three steps are an epoch."""
+    return write_pictures(tmp_path_factory.mktemp("few"), {"good": 20, "stain": 20, "empty": 20})
+
+
+@pytest.fixture
+def _hasty_int8(monkeypatch):
+    """Ranges from a few pictures, where it is not the INT8 copy that is tested."""
+    monkeypatch.setattr(copies, "CALIBRATION_PICTURES", 24)
 
 
 def test_it_learns_and_says_how_well(bundle, data):
@@ -84,38 +103,39 @@ def test_the_files_can_be_read_by_another_user(bundle):
         assert (bundle.path / name).stat().st_mode & 0o044 == 0o044, name
 
 
-def test_the_same_seed_gives_the_same_weights(data, tmp_path):
-    """Same pictures, options and machine: the same file, byte for byte."""
-    options = TrainOptions(size=32, epochs=1, batch_size=16, threads=1, int8=False)
-    first = train(data, tmp_path / "a", options).manifest.files["model.safetensors"]
-    assert train(data, tmp_path / "b", options).manifest.files["model.safetensors"] == first
+def test_the_same_seed_gives_the_same_weights(few, tmp_path):
+    """Same pictures, options and machine: the same file, byte for byte. What it does is told on the way."""
+    options, told = TrainOptions(size=32, epochs=1, batch_size=16, threads=1, int8=False), set()
+    first = train(few, tmp_path / "a", options, lambda stage, *_: told.add(stage)).manifest.files["model.safetensors"]
+    assert told == {"reading pictures", "training", "writing the bundle"}
+    assert train(few, tmp_path / "b", options).manifest.files["model.safetensors"] == first
 
 
-def test_the_time_budget_ends_training_early(data, tmp_path):
+def test_the_time_budget_ends_training_early(few, tmp_path):
     """Ten thousand epochs in two seconds: the schedule is shortened, and a bundle comes out."""
     options = TrainOptions(size=32, epochs=10_000, batch_size=16, time_budget_s=2, int8=False, threads=1)
-    made = train(data, tmp_path / "bundle", options)
+    made = train(few, tmp_path / "bundle", options)
     assert made.manifest.training["seconds"] < 30
 
 
-def test_a_bundle_is_replaced_but_nothing_else_is(data, tmp_path):
+def test_a_bundle_is_replaced_but_nothing_else_is(few, tmp_path):
     """An old bundle gives way to the new one; a folder with other things, or a file, is left alone."""
     options = TrainOptions(size=32, epochs=1, batch_size=16, int8=False, threads=1)
-    first = train(data, tmp_path / "bundle", options)
-    second = train(data, tmp_path / "bundle", replace(options, seed=5))
+    first = train(few, tmp_path / "bundle", options)
+    second = train(few, tmp_path / "bundle", replace(options, seed=5))
     assert load_bundle(tmp_path / "bundle").sha256 == second.sha256 != first.sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     with pytest.raises(DataError, match="holds something that is no bundle"):
-        train(data, tmp_path / "thesis", options)
+        train(few, tmp_path / "thesis", options)
     assert (tmp_path / "thesis" / "chapter1.txt").exists()
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="is a file"):
-        train(data, tmp_path / "file", options)
+        train(few, tmp_path / "file", options)
 
 
-def test_an_unfinished_run_is_only_touched_when_told(data, tmp_path):
+def test_an_unfinished_run_is_only_touched_when_told(few, tmp_path):
     """Neither silently continued nor silently thrown away; and what is not there cannot be resumed."""
     options = TrainOptions(size=32, epochs=4, batch_size=16, threads=1, int8=False)
 
@@ -127,16 +147,16 @@ def test_an_unfinished_run_is_only_touched_when_told(data, tmp_path):
             raise StopHereError
 
     with pytest.raises(StopHereError):
-        train(data, tmp_path / "bundle", options, on_epoch=stop)
+        train(few, tmp_path / "bundle", options, on_epoch=stop)
     with pytest.raises(UsageError, match=r"--resume.*--restart"):
-        train(data, tmp_path / "bundle", options)
+        train(few, tmp_path / "bundle", options)
     with pytest.raises(DataError, match="had epochs 4, now it is 5"):
-        train(data, tmp_path / "bundle", replace(options, epochs=5), resume=True)
+        train(few, tmp_path / "bundle", replace(options, epochs=5), resume=True)
     rows = []
-    train(data, tmp_path / "bundle", options, resume=True, on_epoch=rows.append)
+    train(few, tmp_path / "bundle", options, resume=True, on_epoch=rows.append)
     assert [row["epoch"] for row in rows] == [3, 4]
     with pytest.raises(UsageError, match="no unfinished run"):
-        train(data, tmp_path / "bundle", options, resume=True)
+        train(few, tmp_path / "bundle", options, resume=True)
 
 
 def test_from_given_weights_the_head_learns_first(bundle, data, tmp_path):
@@ -177,6 +197,7 @@ def test_a_tampered_bundle_is_refused_by_every_command(bundle, data, tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+@pytest.mark.usefixtures("_hasty_int8")
 def test_every_copy_can_be_exported_and_is_gated(bundle, data, tmp_path, capsys):
     """INT8 and ONNX into a bundle, plain weights into a file; bundle.json records what the gate found."""
     place = tmp_path / "bundle"
@@ -202,6 +223,7 @@ def test_every_copy_can_be_exported_and_is_gated(bundle, data, tmp_path, capsys)
     resnet18(weights=None, num_classes=3).load_state_dict(load_file(tmp_path / "plain.safetensors"))
 
 
+@pytest.mark.usefixtures("_hasty_int8")
 def test_a_copy_that_judges_otherwise_is_refused(bundle, data, tmp_path, monkeypatch, capsys):
     """Exit 1, by how much, and the bundle is as it was."""
     from inspectd.workshop import gate
@@ -373,20 +395,14 @@ def test_weights_of_another_network_are_refused(bundle, tmp_path):
         load_weights(build_network(bundle.manifest), wrong)
 
 
-def test_train_from_the_command_line(data, tmp_path):
+def test_train_from_the_command_line(few, tmp_path, capsys):
     """Exit 0 and the figures of each copy; a missing folder is one line and exit 2."""
-    arguments = ["--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "16"]
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "inspectd", "train", str(data), "-o", str(tmp_path / "bundle"), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=110,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "validation pictures, accuracy" in done.stdout
-    assert load_bundle(tmp_path / "bundle").short_hash in done.stdout
-    assert time.monotonic() - started < 110
+    arguments = ["--weights", "none", "--size", 32, "--epochs", 2, "--batch-size", 16, "--threads", 1, "--no-int8"]
+    code, errors = command("train", few, "-o", tmp_path / "bundle", *arguments)
+    assert code == 0, errors
+    said = capsys.readouterr().out
+    assert "validation pictures, accuracy" in said
+    assert load_bundle(tmp_path / "bundle").short_hash in said
     code, errors = command("train", tmp_path / "none", "-o", tmp_path / "b2", *arguments)
     assert code == 2
     assert errors.splitlines()[-1].startswith("inspectd: ")

@@ -62,7 +62,7 @@ def _shares(result: BenchResult) -> list[str]:
     lines = []
     for row in result.rows:
         engine = result.row("engine", row.precision)
-        if row.what == "daemon" and decode and crop and engine:
+        if row.what == "daemon" and decode and crop and engine and row.cpu_ms:
             parts = {"decode": decode.cpu_ms, "crop": crop.cpu_ms, "engine": engine.cpu_ms}
             parts["all else"] = row.cpu_ms - sum(parts.values())
             shares = ", ".join(f"{name} {ms / row.cpu_ms:.0%}" for name, ms in parts.items())

@@ -74,6 +74,8 @@ class TriggerDesk:
                 "bad_deadline",
                 f"deadline_ms is {request.deadline_ms:g}, expected {MIN_DEADLINE_MS} to {MAX_DEADLINE_MS}",
             )
+        if request.deadline_ms <= camera.trigger_delay_ms:
+            raise ControlError("bad_deadline", f"deadline_ms is within trigger_delay_ms ({camera.trigger_delay_ms:g})")
         now = self._clock()
         self._forget_old(now)
         part = None if request.part_id is None else (camera.name, request.part_id)
