@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.exceptions import TyperException
 
-from inspectd import __version__, cli_bridge, cli_journal, cli_line, cli_workshop
+from inspectd import __version__, cli_bridge, cli_journal, cli_keys, cli_line, cli_workshop
 from inspectd.errors import InspectdError
 
 app = typer.Typer(
@@ -155,6 +155,7 @@ def synth(
 
 app.add_typer(cli_bridge.app, name="bridge")
 app.add_typer(cli_journal.app, name="journal")
+app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_workshop.train)
 app.command()(cli_workshop.evaluate)
 app.command()(cli_workshop.export)
@@ -198,6 +199,7 @@ def demo(
 
 class SchemaName(StrEnum):
     verdict = "verdict"
+    part = "part"
     status = "status"
     heartbeat = "heartbeat"
     config = "config"

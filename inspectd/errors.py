@@ -8,6 +8,7 @@
     ├── CaptureError                   a source ended or failed; the camera supervisor retries
     ├── EngineError                    one batch failed; its crops become no_result(engine_error)
     │   └── FatalEngineError        1  the device is gone; only a restart helps
+    ├── ControlRefused, ControlTimeout  1  a running daemon said no, or nothing (inspectd.client)
     └── Stopped                        a blocking call was cut short because its owner is stopping
 
 The number is the exit code of the command line. Messages are one line and name what to change.

@@ -161,6 +161,19 @@ def test_a_failed_challenge_withholds_every_verdict_until_one_is_passed(line, fo
     line.state("ready")
 
 
+def test_the_clock_challenges_too(folder, monkeypatch):
+    """Every `every_s` seconds; what has gone wrong since is found without anybody asking."""
+    path = folder / "line.toml"
+    path.write_text(CONFIG.replace("[challenge]", "[challenge]\nevery_s = 0.3"))
+    with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
+        line.state("ready")
+        shutil.copy(folder / "stain.png", folder / "good.png")
+        assert "challenge" in line.state("fault")
+        count = daemon.metrics.registry.get_sample_value
+        assert count("inspectd_challenges_total", {"result": "passed"}) >= 1
+        assert count("inspectd_challenge_passed") == 0
+
+
 def test_a_golden_picture_that_is_gone_is_a_failed_challenge(line, folder):
     """What cannot be shown proves nothing."""
     (folder / "scratch.png").unlink()

@@ -14,6 +14,8 @@ from colour_bundle import COLOURS, VERDICTS, colour_bundle
 from faulty_camera import FaultyCamera, kind_at
 from line import Line, TriggerClient, running_daemon
 
+from inspectd.verdict.decide import Decider
+
 CONFIG = """
 [model]
 bundle = "bundle"
@@ -144,6 +146,34 @@ def test_a_camera_that_is_away_answers_at_once(write, monkeypatch):
         verdict = line.verdict()
         assert (verdict["reason"], verdict["frame"], verdict["part_id"]) == ("camera_down", None, "ä" * 100)
         assert verdict["trigger_id"] == reply["trigger_id"]
+
+
+def test_a_late_result_is_counted_and_journaled_and_never_published(write, monkeypatch, tmp_path):
+    """The engine takes longer than the deadline: one no_result, and a row `late` with what it would have been."""
+    decide = Decider.decide
+
+    def slow(self, *what):
+        time.sleep(0.2)
+        return decide(self, *what)
+
+    config = write('[journal]\npath = "journal.db"', 'trigger = "command"')
+    camera = FaultyCamera(fps=50, scene=lambda moment: "good")
+    with running_daemon(monkeypatch, config, camera) as daemon, Line(daemon) as line:
+        line.state("ready")
+        monkeypatch.setattr(Decider, "decide", slow)
+        reply = line.ask("trigger", camera="line1", part_id="7", deadline_ms=100)
+        verdict = line.verdict()
+        assert (verdict["verdict"], verdict["reason"], verdict["part_id"]) == ("no_result", "deadline", "7")
+        assert verdict["published_at"] <= reply["deadline_at"]
+        monkeypatch.setattr(Decider, "decide", decide)
+        assert line.ask("trigger", camera="line1", part_id="8", deadline_ms=2000)["ok"]
+        assert line.verdict()["part_id"] == "8"
+        assert daemon.metrics.registry.get_sample_value("inspectd_late_results_total", {"camera": "line1"}) == 1
+        assert daemon.ledger.snapshot()[0].dropped["late"] == 1
+    with sqlite3.connect(tmp_path / "journal.db") as journal:
+        ((body,),) = journal.execute("SELECT body FROM rows WHERE kind = 'late'").fetchall()
+    late = json.loads(body)
+    assert (late["verdict"], late["trigger_id"]) == ("pass", reply["trigger_id"])
 
 
 def test_open_triggers_are_answered_at_the_end(write, monkeypatch):

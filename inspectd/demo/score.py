@@ -11,7 +11,6 @@ import numpy as np
 from inspectd.capture.conveyor import Line
 from inspectd.model.flange import DEFECTS
 from inspectd.verdict.schema import Verdict
-from inspectd.verdict.tail import Continuity
 
 ANSWERS = ("pass", "fail", "no part", "no result")
 _KEPT = 20_000  # latencies: eleven minutes at 30 fps
@@ -48,7 +47,6 @@ class Score:
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self._continuity = Continuity()
         self._truth: str | None = None
         self._latency_ms: deque[float] = deque(maxlen=_KEPT)
         self._received: deque[float] = deque()
@@ -58,15 +56,11 @@ class Score:
         self.answers: Counter[tuple[str, str]] = Counter()  # (truth, answer)
         self.passages: deque[Passage] = deque(maxlen=8)  # parts, not gaps; the newest last
 
-    def add(self, topic: str, verdict: Verdict, now: float | None = None) -> None:
+    def add(self, verdict: Verdict, now: float | None = None) -> None:
         """Count one verdict; `now` is monotonic seconds."""
         now = time.monotonic() if now is None else now
-        if verdict.replayed or self._continuity.is_repeat(topic, verdict):
+        if verdict.replayed:
             return
-        before = self._continuity.seen.get(topic)
-        list(self._continuity.check(topic, verdict))
-        if before is not None:
-            self.lost += max(0, verdict.seq - before - 1)
         self.started = self.started or now
         self.seen += 1
         self._received.append(now)

@@ -19,7 +19,8 @@ from types import FrameType
 from rich.console import Console
 
 from inspectd.capture.conveyor import Line
-from inspectd.config import HttpConfig, PublishConfig
+from inspectd.client import Client, Lost, Received
+from inspectd.config import ControlConfig, HttpConfig, PublishConfig
 from inspectd.demo.score import Score
 from inspectd.demo.view import make_view, summary
 from inspectd.errors import BundleError, InspectdError, UsageError
@@ -28,7 +29,6 @@ from inspectd.model.synth import is_complete, write_dataset
 from inspectd.progress import progress_bars
 from inspectd.source_spec import parse_source
 from inspectd.verdict.schema import Verdict
-from inspectd.verdict.tail import Subscriber
 
 PER_CLASS = 250
 SEED = 1
@@ -76,13 +76,13 @@ def run_demo(directory: Path, seconds: float | None, console: Console) -> int:
     place = _take(directory)
     _make_parts(place, console)
     _make_bundle(place, console)
-    endpoint, metrics = _write_config(place)
+    endpoint, control, metrics = _write_config(place)
     score = Score(Line.from_spec(parse_source(SOURCE)))
     with _stop_on_signals() as stop, _daemon(place, console) as process:
         console.print(f"verdicts  {endpoint}      (try: inspectd tail {endpoint})", highlight=False)
         console.print(f"metrics   {metrics}", highlight=False)
         console.print(f"log       {place.log}      Ctrl-C stops\n", highlight=False)
-        took_s = _watch(process, endpoint, score, seconds, stop, console)
+        took_s = _watch(process, endpoint, control, score, seconds, stop, console)
     console.print(summary(score, took_s), highlight=False)
     return 0
 
@@ -128,9 +128,10 @@ def _make_bundle(place: Place, console: Console) -> None:
     console.print(f"model     {place.bundle}  ({bundle.short_hash})", highlight=False)
 
 
-def _write_config(place: Place) -> tuple[str, str]:
-    """Write the daemon's configuration; returns its ZeroMQ endpoint and the URL of its metrics."""
+def _write_config(place: Place) -> tuple[str, str, str]:
+    """Write the daemon's configuration; returns the endpoints of its verdicts and control, and its metrics' URL."""
     publish = f"127.0.0.1:{_free_port(PublishConfig().bind)}"
+    control = f"127.0.0.1:{_free_port(ControlConfig().bind)}"
     http = f"127.0.0.1:{_free_port(HttpConfig().bind)}"
     roi = Line.from_spec(parse_source(SOURCE)).roi
     place.config.write_text(
@@ -149,12 +150,15 @@ box = [{roi.x}, {roi.y}, {roi.width}, {roi.height}]
 [publish]
 bind = "tcp://{publish}"
 
+[control]
+bind = "tcp://{control}"
+
 [http]
 bind = "{http}"
 """,
         encoding="utf-8",
     )
-    return f"tcp://{publish}", f"http://{http}/metrics"
+    return f"tcp://{publish}", f"tcp://{control}", f"http://{http}/metrics"
 
 
 def _free_port(default: str) -> int:
@@ -230,6 +234,7 @@ def _last_lines(log: Path) -> list[str]:
 def _watch(
     process: subprocess.Popen[bytes],
     endpoint: str,
+    control: str,
     score: Score,
     seconds: float | None,
     stop: threading.Event,
@@ -237,12 +242,16 @@ def _watch(
 ) -> float:
     """Follow the stream until the time is up, somebody stops us, or the daemon ends; seconds it took."""
     started = time.monotonic()
-    with Subscriber(endpoint, ["verdict/"]) as subscriber, make_view(console, score) as view:
+    # Without replay: the view shows what came in time, and says what did not.
+    client = Client(endpoint, control, topics=["verdict/"], replay=False)
+    with client, make_view(console, score) as view:
         while not stop.is_set() and process.poll() is None:
-            received = subscriber.receive(0.1)
+            event = client.receive(0.1)
             now = time.monotonic()
-            if received is not None and isinstance(received.message, Verdict):
-                score.add(received.topic, received.message, now)
+            if isinstance(event, Received) and isinstance(event.message, Verdict):
+                score.add(event.message, now)
+            elif isinstance(event, Lost):
+                score.lost += event.count
             if score.started is not None:
                 view.refresh()
                 if seconds is not None and now - score.started >= seconds:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inspectd.observe.buckets import SECONDS_BUCKETS
 
+TRIGGER_RESULTS = ("accepted", "busy", "duplicate", "bad_deadline", "not_triggered")
+EVIDENCE_LOSSES = ("too_many", "queue", "disk", "outside", "encoder", "shutdown")
+
 
 class LineMetrics:
-    """All methods may be called from any thread. Label values are names from the configuration, codes and reasons."""
+    """All methods may be called from any thread. Label values are names from the configuration, codes and reasons.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Only a camera that is triggered has `inspectd_triggers_pending`; alerts and dashboard tell it by that.
+    """
+
+    def __init__(self, registry: CollectorRegistry, cameras: Iterable[str]) -> None:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
@@ -56,6 +62,14 @@ class LineMetrics:
         self._evidence = counter("inspectd_evidence_pictures_total", "Pictures kept as evidence")
         self._evidence_lost = counter("inspectd_evidence_lost_total", "Pictures that were not kept, and why", "reason")
         self._evidence_bytes = gauge("inspectd_evidence_bytes", "Size of the kept pictures on disk")
+        for camera in cameras:
+            self._late.labels(camera)
+            for result in TRIGGER_RESULTS:
+                self._triggers.labels(camera, result)
+        for result in ("passed", "failed"):
+            self._challenge.labels(result)
+        for reason in EVIDENCE_LOSSES:
+            self._evidence_lost.labels(reason)
 
     def trigger(self, camera: str, result: str) -> None:
         """A trigger was accepted, or refused with that code."""

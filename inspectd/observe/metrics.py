@@ -81,7 +81,7 @@ class Metrics(LineMetrics):
         )
         subscribers = Gauge("inspectd_subscribers", "Open connections to the verdict stream", registry=registry)
         ready = Gauge("inspectd_ready", "1 while /readyz says yes, else 0", registry=registry)
-        LineMetrics.__init__(self, registry)
+        LineMetrics.__init__(self, registry, cameras)
         for stage in get_args(Stage):
             self._stages.labels(stage)
         for camera in cameras:
