@@ -1,0 +1,202 @@
+"""One inspectd as a bridge sees it: its stream feeds the image, and a PLC's triggers go the other way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from inspectd.bridge import codes
+from inspectd.bridge.handshake import REPLY_TIMEOUT_S, Handshake, Order
+from inspectd.bridge.image import LineImage, Result
+from inspectd.bridge.layout import Layout
+from inspectd.client import AsyncClient, ControlRefused, ControlTimeout, Keys, Lost, Received
+from inspectd.errors import UsageError
+from inspectd.verdict.schema import HEARTBEAT_TOPIC, CameraStatus, Heartbeat, Part, Verdict
+
+log = structlog.get_logger(__name__)
+
+Watcher = Callable[[Result | None], Awaitable[None]]
+"""Told after everything that was heard: a live result of a region, or None for all else."""
+
+
+class Line:
+    """Owned by one event loop. `connect()` first, then `run()` until it is cancelled.
+
+    The client's replay is off: what it would recover may not drive an output, and waiting for it would hold back
+    what may. A gap is known at once, and its region is fail-safe until the next result.
+    """
+
+    def __init__(
+        self, layout: Layout, *, hold_ms: float, verdicts: str, control: str, keys: Keys | None = None
+    ) -> None:
+        self.layout = layout
+        self.image = LineImage(layout, hold_ms)
+        self.handshakes = {
+            camera.name: Handshake(camera.name, frozenset(roi.name for roi in camera.rois)) for camera in layout.cameras
+        }
+        self.watcher: Watcher | None = None
+        self._verdicts, self._control, self._keys = verdicts, control, keys
+        self._client: AsyncClient | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._compared: tuple[str, str, str | None] | None = (
+            None  # boot, config, recipe that the layout was held against
+        )
+        self._comparing = self._unanswered = False
+
+    @property
+    def client(self) -> AsyncClient:
+        """For requests.
+
+        Raises:
+            ControlTimeout: before `connect()`.
+        """
+        if self._client is None:
+            raise ControlTimeout("the bridge has not connected yet")
+        return self._client
+
+    async def connect(self) -> None:
+        """Begin to listen; the daemon may come later.
+
+        Raises:
+            UsageError: an endpoint or a key cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        self._client = AsyncClient(
+            self._verdicts,
+            self._control,
+            topics=sorted({HEARTBEAT_TOPIC, "status/", *self.image.topics}),
+            keys=self._keys,
+            # Perhaps from the client's own thread.
+            fail_safe=lambda reason: _ignore_closed(loop, self.fail_safe, reason),
+            replay=False,
+        )
+        await self._client.start()
+
+    async def run(self) -> None:
+        """Feed the image until cancelled."""
+        async for event in self.client:
+            match event:
+                case Received():
+                    heard = self.received(event)
+                case Lost(topic=topic):
+                    log.warning("results_lost", topic=topic, first=event.first, last=event.last)
+                    self.image.lost(topic, event.count)
+                    heard = None
+                case _:
+                    heard = None
+            if self.watcher is not None:
+                await self.watcher(heard)
+
+    async def close(self) -> None:
+        """Stop listening. May be called twice."""
+        for task in self._tasks:
+            task.cancel()
+        if self._client is not None:
+            await self._client.close()
+
+    def fail_safe(self, reason: str | None) -> None:
+        """What the client says of the line; None is that all is well."""
+        log.info("line_safe") if reason is None else log.warning("line_fail_safe", reason=reason)
+        self.image.fail_safe(reason)
+        if reason is not None:
+            for handshake in self.handshakes.values():
+                handshake.unsafe()
+
+    def received(self, event: Received) -> Result | None:
+        """Take note of a message; gives it back when it is a live result of a region."""
+        match event.message:
+            case Heartbeat() as beat:
+                if not event.recovered:
+                    self.image.heartbeat(beat, time.monotonic())
+                    self._compare(beat)
+            case CameraStatus() as status:
+                if not event.recovered:
+                    self.image.status(status)
+            case Verdict() | Part() as result:
+                live = event.live
+                # One that was read too late counts as recovered: it happened, and nobody may act on it.
+                recovered = event.recovered or not (live or result.replayed)
+                ours = self.image.result(result, time.monotonic(), recovered=recovered)
+                if ours and live:
+                    self._answered(result)
+                    return result
+        return None
+
+    def order(self, order: Order) -> None:
+        """Send a PLC's trigger; its handshake is told what became of it."""
+        self._spawn(self._send(order))
+
+    def _answered(self, result: Result) -> None:
+        if isinstance(result, Verdict) and result.trigger_id is not None:
+            self.handshakes[result.camera].answered(result.trigger_id, result.roi)
+
+    async def _send(self, order: Order) -> None:
+        handshake = self.handshakes[order.camera]
+        try:
+            accepted = await self.client.trigger(
+                order.camera, order.part_id, deadline_ms=order.deadline_ms, timeout_s=REPLY_TIMEOUT_S
+            )
+        except ControlRefused as err:
+            log.warning("trigger_refused", camera=order.camera, part_id=order.part_id, code=err.code, why=err.message)
+            handshake.refused(order, codes.error_of(err.code), time.monotonic())
+        except ControlTimeout as err:
+            log.warning("trigger_unanswered", camera=order.camera, part_id=order.part_id, why=str(err))
+            handshake.refused(order, codes.NO_REPLY, time.monotonic())
+        except UsageError as err:
+            log.warning("trigger_impossible", camera=order.camera, part_id=order.part_id, why=str(err))
+            handshake.refused(order, codes.error_of("bad_request"), time.monotonic())
+        else:
+            handshake.accepted(order, accepted.trigger_id, time.monotonic())
+
+    # -- does the layout fit what the daemon judges? ----------------------------------------------------
+
+    def _compare(self, beat: Heartbeat) -> None:
+        current = (beat.boot_id, beat.config, beat.recipe)
+        # One that starts does not know yet what it will judge.
+        if beat.state != "starting" and current != self._compared and not self._comparing:
+            self._comparing = True
+            self._spawn(self._compare_with_status(current))
+
+    async def _compare_with_status(self, current: tuple[str, str, str | None]) -> None:
+        try:
+            status = await self.client.status()
+        except (ControlRefused, ControlTimeout) as err:
+            if not self._unanswered:  # asked again at the next heartbeat, and the next
+                log.warning("status_unanswered", why=str(err))
+            self._unanswered = True
+        else:
+            self._compared, self._unanswered = current, False
+            self.expect(status)
+        finally:
+            self._comparing = False
+
+    def expect(self, status: dict[str, Any]) -> None:
+        """From the daemon's own account: which regions will answer a trigger, and what the layout does not fit."""
+        try:
+            judged = {camera["name"]: {roi["name"] for roi in camera["rois"]} for camera in status["cameras"]}
+        except (LookupError, TypeError):
+            log.warning("status_unreadable")
+            return
+        for camera in self.layout.cameras:
+            rois = {roi.name for roi in camera.rois}
+            here = judged.get(camera.name, set())
+            if absent := sorted(rois - here):
+                log.warning("layout_region_not_judged", camera=camera.name, regions=absent)
+            if unknown := sorted(here - rois):
+                log.warning("region_not_in_layout", camera=camera.name, regions=unknown)
+            self.handshakes[camera.name].rois = frozenset(rois & here or rois)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _ignore_closed(loop: asyncio.AbstractEventLoop, call: Callable[[str | None], None], reason: str | None) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and with it everything that could be unsafe
+        loop.call_soon_threadsafe(call, reason)
