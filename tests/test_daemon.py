@@ -110,7 +110,7 @@ def test_every_frame_of_a_recording_gets_the_right_verdict(folder):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config.write_text(config.read_text().replace("tcp://127.0.0.1:*", f"tcp://127.0.0.1:{port}"))
+    config.write_text(config.read_text().replace("tcp://127.0.0.1:*", f"tcp://127.0.0.1:{port}", 1))
     with Subscriber(f"tcp://127.0.0.1:{port}") as subscriber, DaemonProcess(config) as daemon:
         subscriber.until(lambda m: m["topic"].startswith("heartbeat/") and m["state"] == "fault", 40)
         assert daemon.process.wait(10) == 0
@@ -285,7 +285,7 @@ def test_what_is_wrong_before_the_start_is_one_line_and_exit_2(folder, command, 
     assert expected in lines[0]
 
 
-@pytest.mark.parametrize("section", ["publish", "http"])
+@pytest.mark.parametrize("section", ["publish", "control", "http"])
 def test_a_port_in_use_is_named(folder, section):
     """Exit 2 with the key and the address."""
     with socket.socket() as taken:
@@ -294,8 +294,9 @@ def test_a_port_in_use_is_named(folder, section):
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         config = write_config(folder, "port", [("line", "file:clip.mp4", "", PART)])
         text = config.read_text()
-        free = {"publish": "127.0.0.1:*", "http": "127.0.0.1:0"}[section]
-        config.write_text(text.replace(free, address))
+        free = "127.0.0.1:0" if section == "http" else "127.0.0.1:*"
+        before, after = text.split(f"[{section}]")
+        config.write_text(f"{before}[{section}]{after.replace(free, address, 1)}")
         result = run_cli("run", "-c", config)
     assert result.returncode == 2
     assert f"inspectd: {section}.bind: " in result.stderr

@@ -105,7 +105,8 @@ def run_bench(options: BenchOptions, console: Console) -> BenchResult:
             make_clip(live.path, live.total, options.width, options.height, options.fps)
             latency = live_latency(live, bundle, fastest)
             status.update("on command")
-            triggers = trigger_latency(live, bundle, fastest, options.fps, options.live_frames)
+            size = (options.width, options.height)
+            triggers = trigger_latency(live, bundle, fastest, size, options.fps, options.live_frames)
     result = BenchResult(
         machine=machine(),
         clip=f"{options.width}x{options.height} H.264, box {options.box}",

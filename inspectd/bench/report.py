@@ -41,11 +41,11 @@ def print_report(result: BenchResult, console: Console) -> None:
             highlight=False,
         )
     if (triggers := result.triggers) is not None:
-        frames = f"a frame every {triggers.interval_ms:.1f} ms, decode {triggers.decode_ms:.1f} ms"
         console.print(
             f"on command, {result.latency_precision}: p50 {triggers.p50_ms:.1f} ms, p99 {triggers.p99_ms:.1f} ms, "
             f"max {triggers.max_ms:.1f} ms from a trigger at any moment to its verdict; {triggers.judged} of "
-            f"{triggers.triggers} judged ({frames}, engine {triggers.engine_ms:.1f} ms)",
+            f"{triggers.triggers} judged (an uncompressed frame every {triggers.interval_ms:.1f} ms, "
+            f"engine {triggers.engine_ms:.1f} ms)",
             highlight=False,
         )
     for reason in result.skipped:

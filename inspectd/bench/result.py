@@ -48,7 +48,6 @@ class TriggerLatency(_Frozen):
     max_ms: float
     interval_ms: float  # between two frames: so long the wait for the next one is at most
     engine_ms: float  # median
-    decode_ms: float  # median
 
 
 class BenchResult(_Frozen):
