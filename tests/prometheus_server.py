@@ -146,7 +146,20 @@ def annotation_expressions(rate_interval="5s", path=DASHBOARD):
     return [_substituted(each["expr"], rate_interval) for each in annotations if "expr" in each]
 
 
-def _substituted(expr, rate_interval):
-    expr = expr.replace("$__rate_interval", rate_interval).replace("$instance", ".+").replace("$camera", ".+")
+def panels(instance, rate_interval="5s", path=DASHBOARD):
+    """Every panel with expressions, asked for one daemon: [(title, its text where there is no data, expressions)]."""
+    return [
+        (
+            panel["title"],
+            panel["fieldConfig"]["defaults"].get("noValue"),
+            [_substituted(target["expr"], rate_interval, instance) for target in panel["targets"]],
+        )
+        for panel in json.loads(path.read_text())["panels"]
+        if "targets" in panel
+    ]
+
+
+def _substituted(expr, rate_interval, instance=".+"):
+    expr = expr.replace("$__rate_interval", rate_interval).replace("$instance", instance).replace("$camera", ".+")
     assert "$" not in expr, f"a variable that nobody knows: {expr}"
     return expr

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import socket
@@ -10,9 +11,11 @@ import sys
 import threading
 import time
 import urllib.request
+from typing import get_args
 
 import pytest
 import unit_sandbox
+from fake_line import FakeLine
 from prometheus_server import (
     ALERTS,
     DASHBOARD,
@@ -21,17 +24,19 @@ from prometheus_server import (
     PrometheusServer,
     annotation_expressions,
     dashboard_expressions,
+    panels,
 )
 
+from inspectd.daemon import DROPS, VERDICTS
 from inspectd.observe.http import HttpServer
 from inspectd.observe.ledger import Ledger
+from inspectd.observe.line_metrics import EVIDENCE_LOSSES, TRIGGER_RESULTS
 from inspectd.observe.metrics import Metrics
+from inspectd.verdict.control_schema import ErrorCode
+from inspectd.verdict.evidence import EvidenceLoss
 
 needs_prometheus = pytest.mark.skipif(not INSTALLED, reason="needs Debian's prometheus")
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs Debian's systemd")
-
-VERDICTS = [("pass", ""), ("fail", ""), ("no_result", ""), ("no_result", "uncertain"), ("no_result", "stale")]
-DROPS = ["max_fps", "unpublished"]
 
 
 class Station:
@@ -43,9 +48,10 @@ class Station:
         self.metrics = Metrics(self.ledger, list(cameras), verdicts=VERDICTS, drops=DROPS)
         for camera, roi in rois:
             self.metrics.expect_defects(camera, roi, ["scratch", "dent"])
-        self.metrics.set_model(
-            bundle="0123abc", architecture="resnet18", engine="openvino", device="cpu", precision="int8"
+        self.metrics.show_models(
+            {"0123abc": {"architecture": "resnet18", "engine": "openvino", "device": "cpu", "precision": "int8"}}
         )
+        self.metrics.show_recipe("lid", "4567def")
         self._turn = turn
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -70,35 +76,86 @@ class Station:
 
 
 def healthy(station, count):
-    """Two cameras, three regions, one scratch in ten, now and then an unsure one; all in time."""
-    metrics, ledger = station.metrics, station.ledger
-    metrics.set_ready(ready=True)
-    metrics.set_subscribers(2)
+    """Two cameras run free, one of them with parts, two are triggered; journal, evidence and golden parts are used."""
+    station.metrics.set_ready(ready=True)
+    station.metrics.set_subscribers(2)
     for camera in ("cam1", "cam2"):
-        metrics.camera_up(camera, up=True)
-        metrics.frame_arrived(camera, time.monotonic())
-        for stage, seconds in [
-            ("decode", 0.004),
-            ("crop", 0.0003),
-            ("queue", 0.002),
-            ("engine", 0.009),
-            ("publish", 0.0002),
-        ]:
-            metrics.stage(stage)(seconds)
-        _, tickets = ledger.captured(camera)
-        if count % 20 == 19:
-            for ticket in tickets:
-                ledger.dropped(ticket, "max_fps")
-            continue
+        judge_freely(station, camera, count)
+    station.metrics.part("cam2", "lid", "pass")
+    station.metrics.part_flicker("cam2", "lid")
+    station.metrics.part_stuck("cam2", "lid", stuck=False)
+    judge_on_command(station, "press", count)
+    judge_on_command(station, "still", None)
+    keep_books(station, count)
+
+
+def plain(station, count):
+    """One camera that runs free, and nothing else is used: no trigger, part, golden picture, journal or evidence."""
+    station.metrics.set_ready(ready=True)
+    station.metrics.set_subscribers(1)
+    judge_freely(station, "cam", count)
+
+
+def judge_freely(station, camera, count):
+    """A frame, one in ten with a scratch, now and then left out by max_fps, unsure or empty; all in time."""
+    metrics, ledger = station.metrics, station.ledger
+    metrics.camera_up(camera, up=True)
+    metrics.frame_arrived(camera, time.monotonic())
+    for stage, seconds in [
+        ("decode", 0.004),
+        ("crop", 0.0003),
+        ("queue", 0.002),
+        ("engine", 0.009),
+        ("publish", 0.0002),
+    ]:
+        metrics.stage(stage)(seconds)
+    _, tickets = ledger.captured(camera)
+    if count % 20 == 19:
         for ticket in tickets:
-            if count % 10 == 0:
-                ledger.verdict(ticket, "fail", "", "scratch")
-            elif count % 50 == 1:
-                ledger.verdict(ticket, "no_result", "uncertain")
-            else:
-                ledger.verdict(ticket, "pass", "")
-        metrics.capture_to_verdict(camera)(0.012 + 0.001 * (count % 5))
-        metrics.batch(1 + count % 4)
+            ledger.dropped(ticket, "max_fps")
+        return
+    for ticket in tickets:
+        if count % 10 == 0:
+            ledger.verdict(ticket, "fail", "", "scratch")
+        elif count % 50 == 1:
+            ledger.verdict(ticket, "no_result", "uncertain")
+        elif count % 3 == 0:
+            ledger.verdict(ticket, "no_result", "empty")
+        else:
+            ledger.verdict(ticket, "pass", "")
+    metrics.capture_to_verdict(camera)(0.012 + 0.001 * (count % 5))
+    metrics.batch(1 + count % 4)
+
+
+def judge_on_command(station, camera, count):
+    """A frame; every other one answers two triggers, and a client repeats itself. With None the line stands still."""
+    metrics, ledger = station.metrics, station.ledger
+    metrics.camera_up(camera, up=True)
+    metrics.frame_arrived(camera, time.monotonic())
+    metrics.triggers_pending(camera, 0)
+    _, (ticket,) = ledger.captured(camera)
+    if count is None or count % 2:
+        ledger.dropped(ticket, "untriggered")
+        return
+    for owed in (ticket, ledger.without_frame(camera, ticket.roi)):
+        metrics.trigger(camera, "accepted")
+        ledger.verdict(owed, "pass", "")
+        metrics.trigger_to_verdict(camera)(0.02)
+    metrics.trigger(camera, "duplicate")
+
+
+def keep_books(station, count):
+    """Golden parts pass, the journal is written, and more pictures are wanted than max_per_s allows."""
+    metrics = station.metrics
+    if count % 50 == 0:
+        metrics.challenge(passed=True)
+        metrics.vouched(vouched=True)
+    metrics.journal_ok(ok=True)
+    metrics.journal_committed(3, 0.002)
+    metrics.journal_size(3 * count, 4096 + 600 * count)
+    metrics.evidence_written()
+    metrics.evidence_lost("too_many")
+    metrics.evidence_size(100_000 * (count + 1))
 
 
 def broken(station, count):
@@ -112,8 +169,16 @@ def broken(station, count):
     if count % 5 == 0:
         ledger.dropped(ticket, "unpublished")
     else:
-        ledger.verdict(ticket, "no_result", "stale")
+        ledger.verdict(ticket, "no_result", "deadline" if count % 2 else "stale")
     metrics.capture_to_verdict("dim")(0.6)
+    metrics.triggers_pending("dim", 4)
+    metrics.trigger("dim", "busy")
+    metrics.late_result("dim")
+    metrics.part_stuck("dead", "lid", stuck=True)
+    metrics.vouched(vouched=False)
+    metrics.journal_ok(ok=False)
+    metrics.journal_lost(1)
+    metrics.evidence_lost("disk")
     if count == 0:
         ledger._captured["dim"] += 1
 
@@ -121,10 +186,11 @@ def broken(station, count):
 @pytest.fixture(scope="module")
 def stations():
     with (
-        Station({"cam1": ["left", "right"], "cam2": ["lid"]}, healthy) as good,
+        Station({"cam1": ["left", "right"], "cam2": ["lid"], "press": ["cap"], "still": ["cap"]}, healthy) as good,
+        Station({"cam": ["lid"]}, plain) as bare,
         Station({"dead": ["lid"], "dim": ["lid"]}, broken) as bad,
     ):
-        yield good, bad
+        yield good, bare, bad
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +204,7 @@ def nobody():
 @pytest.fixture(scope="module")
 def prometheus(stations, nobody, tmp_path_factory):
     with PrometheusServer(tmp_path_factory.mktemp("prometheus"), [s.target for s in stations] + [nobody]) as server:
-        server.wait_for_scrapes(4)
+        server.wait_for_scrapes(3)
         yield server
 
 
@@ -149,7 +215,7 @@ def prometheus(stations, nobody, tmp_path_factory):
 def test_every_expression_of_the_dashboard_returns_data(prometheus):
     """Each panel and each variable, from a Prometheus that scraped real metrics."""
     where = {expr: title for title, expr in dashboard_expressions()}
-    assert len(where) > 30
+    assert len(where) > 60
     missing = prometheus.wait_for_data(where)
     assert [(where[expr], expr) for expr in missing] == []
     for expr in annotation_expressions():
@@ -157,11 +223,22 @@ def test_every_expression_of_the_dashboard_returns_data(prometheus):
 
 
 @needs_prometheus
+def test_a_panel_is_empty_only_where_its_text_says_what_is_not_used(prometheus, stations):
+    """Of a daemon without triggers, parts, journal, evidence and golden parts: text there, data everywhere else."""
+    _, bare, _ = stations
+    shown = panels(bare.target)
+    with_text = {title for title, text, _ in shown if text}
+    assert prometheus.wait_for_data(e for title, _, asked in shown if title not in with_text for e in asked) == []
+    assert {title for title, _, asked in shown if not any(map(prometheus.query, asked))} == with_text
+    assert len(with_text) > 15
+
+
+@needs_prometheus
 def test_every_alert_finds_the_broken_station_and_never_the_healthy_one(prometheus, stations, nobody):
     """The conditions themselves, before their `for`, on real scrapes."""
-    _, bad = stations
+    *_, bad = stations
     alerts = prometheus.alerts()
-    assert len(alerts) >= 10
+    assert len(alerts) >= 19
     assert prometheus.wait_for_data([rule["query"] for rule in alerts.values()]) == []
     expected = {name: {nobody if name == "InspectdUnreachable" else bad.target} for name in alerts}
 
@@ -177,16 +254,18 @@ def test_every_alert_finds_the_broken_station_and_never_the_healthy_one(promethe
 
 @needs_prometheus
 def test_the_identity_holds_at_every_scrape_that_prometheus_took(prometheus, stations):
-    """captured == verdicts + dropped + in flight, in the stored history of the healthy station."""
-    good, _ = stations
+    """captured + without frame == verdicts + dropped + in flight, in the stored history of the healthy station."""
+    good, *_ = stations
     identity = (
         'sum by (camera, roi) ({__name__=~"inspectd_verdicts_total|inspectd_frames_dropped_total'
         f'|inspectd_frames_in_flight", instance="{good.target}"}})'
+        f' - on (camera, roi) inspectd_verdicts_without_frame_total{{instance="{good.target}"}}'
         f' - on (camera) group_left () inspectd_frames_captured_total{{instance="{good.target}"}}'
     )
     worst = prometheus.query(f"max_over_time(abs({identity})[1m:500ms])")
-    assert len(worst) == 3
+    assert len(worst) == 5
     assert {value for _, value in worst} == {0}
+    assert prometheus.query(f'sum(inspectd_verdicts_without_frame_total{{instance="{good.target}"}})')[0][1] > 5
     assert prometheus.query(f'inspectd_frames_captured_total{{instance="{good.target}"}}')[0][1] > 20
 
 
@@ -215,15 +294,30 @@ def test_the_alerts_and_the_scrape_configuration_agree_on_the_job():
 
 def test_every_metric_is_on_the_dashboard():
     """Whoever adds a metric shows it."""
-    body, _ = Metrics(Ledger([("c", "r")]), ["c"]).exposition("")
+    metrics = Metrics(Ledger([("c", "r")]), ["c"])
+    metrics.show_recipe(None, "4567def")
+    body, _ = metrics.exposition("")
     exported = {
         line.split()[2]
         for line in body.decode().splitlines()
         if line.startswith("# TYPE inspectd_") and not line.split()[2].endswith("_created")
     }
-    assert len(exported) >= 15
+    assert len(exported) >= 30
     shown = DASHBOARD.read_text()
     assert [name for name in sorted(exported) if name not in shown] == []
+
+
+def test_the_first_of_each_refusal_and_loss_is_seen():
+    """rate() cannot see a counter's first step out of nothing: all of them are exported from the start."""
+    assert set(EVIDENCE_LOSSES) == set(get_args(EvidenceLoss))
+    assert set(TRIGGER_RESULTS) - {"accepted"} <= set(get_args(ErrorCode))
+    body = Metrics(Ledger([("c", "r")]), ["c"]).exposition("")[0].decode()
+    for reason in EVIDENCE_LOSSES:
+        assert f'inspectd_evidence_lost_total{{reason="{reason}"}} 0.0' in body
+    for result in TRIGGER_RESULTS:
+        assert f'inspectd_triggers_total{{camera="c",result="{result}"}} 0.0' in body
+    assert 'inspectd_late_results_total{camera="c"} 0.0' in body
+    assert "inspectd_triggers_pending{" not in body, "by this gauge a triggered camera is known"
 
 
 def test_the_dashboard_is_laid_out_without_overlaps_and_asks_only_the_chosen_datasource():
@@ -265,7 +359,9 @@ def unit(tmp_path):
 def test_systemd_finds_no_fault_in_the_unit(unit):
     """As a template, as an instance, and with the examples of its comments in force."""
     cuda = unit.with_name("cuda@.service")
-    examples = re.sub(r"^#(DeviceAllow|LimitMEMLOCK|LoadCredential)", r"\1", unit.read_text(), flags=re.MULTILINE)
+    examples = re.sub(
+        r"^#(DeviceAllow|LimitMEMLOCK|LoadCredential|Environment)", r"\1", unit.read_text(), flags=re.MULTILINE
+    )
     assert examples != unit.read_text()
     cuda.write_text(examples)
     for path in (unit, unit.with_name("inspectd@line1.service"), cuda):
@@ -303,6 +399,15 @@ def test_the_unit_gives_up_only_on_what_a_person_must_mend():
     assert unit_sandbox.settings("RestartPreventExitStatus") == ["2"]
     assert unit_sandbox.settings("StartLimitIntervalSec") == ["0"]
     assert unit_sandbox.settings("Type") == ["notify"]
+
+
+def test_the_unit_reloads_by_the_signal_that_the_daemon_takes_and_keeps_state_where_it_may_write():
+    """systemctl reload sends SIGHUP; the paths that the comments name lie in the unit's own folders."""
+    assert unit_sandbox.settings("ExecReload") == ["/bin/kill -HUP $MAINPID"]
+    (state,) = unit_sandbox.settings("StateDirectory")
+    text = unit_sandbox.UNIT.read_text()
+    for key, name in ("journal.path", "journal.db"), ("evidence.dir", "evidence"):
+        assert f'{key} = "/var/lib/{state}/{name}"'.replace("%i", "line1") in text
 
 
 SANDBOXED = """
@@ -375,3 +480,75 @@ def test_decoder_engine_sockets_and_database_work_under_the_units_system_call_fi
     if done.returncode == unit_sandbox.NOT_POSSIBLE:
         pytest.skip("no seccomp here")
     assert (done.returncode, done.stdout.strip()) == (0, "worked"), done.stderr
+
+
+# -- the PLC bridges ------------------------------------------------------------------------------------
+
+BRIDGES = ["modbus", "opcua"]
+
+
+def bridge_unit(kind):
+    return unit_sandbox.UNIT.with_name(f"inspectd-{kind}@.service")
+
+
+@needs_systemd
+@pytest.mark.parametrize("kind", BRIDGES)
+def test_systemd_finds_no_fault_in_the_units_of_the_bridges_and_they_are_hardened_more(tmp_path, kind):
+    """As a template and as an instance; 1.2 with systemd 252, where the daemon's is 1.6: no devices, no other users."""
+    unit = tmp_path / bridge_unit(kind).name
+    unit.write_text(bridge_unit(kind).read_text().replace("/opt/inspectd/bin/inspectd", "/bin/true"))
+    instance = unit.with_name(unit.name.replace("@", "@line1"))
+    instance.write_text(re.sub(r"^#(LoadCredential)", r"\1", unit.read_text(), flags=re.MULTILINE))
+    done = subprocess.run(["systemd-analyze", "verify", unit, instance], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    command = ["systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=15", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("kind", BRIDGES)
+def test_a_bridge_is_restarted_for_ever_and_starts_without_the_daemon(kind):
+    """It wants the daemon and does not require it: without one it is there to say so."""
+    text = bridge_unit(kind).read_text()
+    settings = dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+    assert (settings["Restart"], settings["StartLimitIntervalSec"], settings["Type"]) == ("always", "0", "notify")
+    assert "RestartPreventExitStatus" not in settings
+    assert settings["Wants"].split()[0] == settings["After"].split()[0] == "inspectd@%i.service"
+    assert not {"Requires", "BindsTo", "PartOf"} & set(settings)
+    assert f"inspectd bridge {kind} -c /etc/inspectd/%i.toml $OPTIONS" in settings["ExecStart"]
+
+
+# No memory may become code, as MemoryDenyWriteExecute= wants it; an older kernel does not know how to enforce it.
+WITHOUT_WRITE_EXECUTE = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(65, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+)
+
+
+@needs_systemd
+@pytest.mark.parametrize("kind", ["modbus", pytest.param("opcua", marks=pytest.mark.soak)])
+def test_a_bridge_works_under_the_system_call_filter_of_its_unit(tmp_path, kind):
+    """Started as the unit starts it, until it hears a line; and SIGTERM ends it with 0."""
+    layout = tmp_path / "layout.toml"
+    layout.write_text('[[cameras]]\nname = "top"\nrois = [{ name = "part" }]\n')
+    sandbox = [sys.executable, unit_sandbox.__file__, sys.executable, "-c", WITHOUT_WRITE_EXECUTE]
+    bridge = [sys.executable, "-m", "inspectd", "bridge", kind, "--layout", layout, "--bind", "127.0.0.1:0"]
+    environment = os.environ | {"UNIT": str(bridge_unit(kind))}
+    with (
+        FakeLine() as line,
+        subprocess.Popen(
+            [*sandbox, *bridge, "--verdicts", line.verdicts, "--control", line.control],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
+        events = []
+        while not events or events[-1] != "line_safe":
+            text = process.stderr.readline()
+            if not text and process.wait(20) == unit_sandbox.NOT_POSSIBLE:
+                pytest.skip("no seccomp here")
+            assert text, (process.returncode, events)
+            events.append(json.loads(text)["event"])
+        assert "bridge_ready" in events
+        process.terminate()
+        assert process.wait(20) == 0

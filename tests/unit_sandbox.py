@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-UNIT = Path(__file__).parent.parent / "systemd" / "inspectd@.service"
+UNIT = Path(os.environ.get("UNIT", Path(__file__).parent.parent / "systemd" / "inspectd@.service"))
 NOT_POSSIBLE = 77
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000  # seccomp.h: SCMP_ACT_ALLOW, SCMP_ACT_ERRNO
 EQUAL = 4  # SCMP_CMP_EQ
