@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from inspectd.config import CameraConfig, Name, RoiConfig, Settings
+from inspectd.config.toml import read_toml
 from inspectd.errors import BundleError, ConfigError
 
 MAX_CAMERAS = 64
@@ -100,16 +100,9 @@ def load_layout(path: Path) -> Layout:
     Raises:
         ConfigError: one line that names the file and the key.
     """
+    data = read_toml(path, "`inspectd bridge layout -c FILE` writes one")
     try:
-        return Layout.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `inspectd bridge layout -c FILE` writes one") from None
-    except OSError as err:
-        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as err:
-        raise ConfigError(f"{path}: is not valid TOML: {err}") from None
+        return Layout.model_validate(data)
     except ValidationError as err:
         first = err.errors(include_url=False)[0]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")

@@ -18,13 +18,14 @@ from inspectd.client.events import Event
 from inspectd.client.inbox import Inbox
 from inspectd.client.link import FailSafe, Link, Wiring
 from inspectd.client.sync import TOPICS
+from inspectd.client.watched import Watched
 from inspectd.errors import InspectdError
 from inspectd.verdict.control_schema import MAX_REPLAY, ReplayPage, TriggerAccepted
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(Watched):
     """`Client` for asyncio: `async with`, `async for event in client`, and requests to await.
 
     Belongs to the event loop in which it was started. `fail_safe` is called from the client's own thread, even when
@@ -84,26 +85,6 @@ class AsyncClient:
         if event is None:
             raise StopAsyncIteration
         return event
-
-    @property
-    def reason(self) -> str | None:
-        """Why the line must not run, as `fail_safe` was told; None while it may."""
-        return self._link.reason
-
-    @property
-    def alive(self) -> bool:
-        """Whether a heartbeat was heard within the last 0.9 s."""
-        return self._link.alive
-
-    @property
-    def safe_to_run(self) -> bool:
-        """Whether the daemon is there and says that it is ready."""
-        return self._link.alive and self._link.reason is None
-
-    @property
-    def unreadable(self) -> int:
-        """How many messages came that are none."""
-        return self._link.unreadable
 
     # As `commands.Commands` says them.
 

@@ -11,6 +11,7 @@ from inspectd.client.events import Event
 from inspectd.client.exchange import CONNECT_S
 from inspectd.client.inbox import Inbox
 from inspectd.client.link import FailSafe, Link, Wiring
+from inspectd.client.watched import Watched
 from inspectd.errors import InspectdError
 
 T = TypeVar("T")
@@ -18,7 +19,7 @@ T = TypeVar("T")
 TOPICS = ("verdict/", "part/", "status/")
 
 
-class Client(Commands):
+class Client(Watched, Commands):
     """Listens to a line and asks it things. A context manager, and iterable over events until it is closed.
 
     `topics` are prefixes. `fail_safe` is called with a reason when the line must not run, and with None when it may
@@ -68,26 +69,6 @@ class Client(Commands):
     def __iter__(self) -> Iterator[Event]:
         while (event := self.receive()) is not None:
             yield event
-
-    @property
-    def reason(self) -> str | None:
-        """Why the line must not run, as `fail_safe` was told; None while it may."""
-        return self._link.reason
-
-    @property
-    def alive(self) -> bool:
-        """Whether a heartbeat was heard within the last 0.9 s."""
-        return self._link.alive
-
-    @property
-    def safe_to_run(self) -> bool:
-        """Whether the daemon is there and says that it is ready."""
-        return self._link.alive and self._link.reason is None
-
-    @property
-    def unreadable(self) -> int:
-        """How many messages came that are none."""
-        return self._link.unreadable
 
     def _ask(self, command: Command[T]) -> T:
         answer = self._link.ask(command)

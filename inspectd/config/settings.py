@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +31,7 @@ from inspectd.config.sections import (
     is_local,
     refuse_repeated,
 )
+from inspectd.config.toml import read_toml
 from inspectd.errors import ConfigError
 from inspectd.source_spec import parse_source, redact
 
@@ -144,7 +144,7 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
     Raises:
         ConfigError: one line that names the file and the key as the user wrote it.
     """
-    data = _read_toml(path)
+    data = read_toml(path, "config.example.toml is a start")
     _refuse_unknown_environment(os.environ if environ is None else environ)
     try:
         settings = Settings(**data)
@@ -187,20 +187,6 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, list):
         return [_sorted(item) for item in value]
     return value
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; config.example.toml is a start") from None
-    except OSError as err:
-        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as err:
-        raise ConfigError(f"{path}: is not valid TOML: {err}") from None
 
 
 def _refuse_unknown_environment(environ: Mapping[str, str]) -> None:
