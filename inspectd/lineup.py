@@ -97,6 +97,11 @@ class LineUp:
                 self._at_work = False
                 raise InspectdError(f"the engine for {path.name} has failed, see the log")
 
+    def retire(self) -> None:
+        """Another took its place: it judges what it has and ends; nothing depends on it any more."""
+        self._at_work = False
+        self.stop()
+
     def stop(self) -> None:
         """Judge what is queued and in flight, then end every engine. May be called twice."""
         self._running.close()

@@ -92,7 +92,7 @@ class Station:
             self.check(lineup)
             lineup.go_to_work()
             self.lineup = lineup
-            old.stop()
+            old.retire()
             self._publisher.use(lineup.roster)
             for post in self._posts:
                 config = lineup.camera(post.camera.name)
