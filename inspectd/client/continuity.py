@@ -21,7 +21,7 @@ from inspectd.verdict.schema import Heartbeat
 
 REPLAY_S = 0.8
 """A hole that nobody answers for so long is lost: later messages of its topic have waited long enough."""
-CATCH_UP_S = 10.0
+CATCH_UP_S = 60.0
 """While the daemon does answer, page by page, holes are filled for so long; the rest is lost."""
 RETRY_S = 0.1
 """When to ask again what the daemon was too busy to answer."""
