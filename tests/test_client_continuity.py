@@ -151,7 +151,7 @@ class TestHoles:
         assert REPLAY_S < now <= 1.0
 
     def test_catching_up_page_by_page_ends_too(self) -> None:
-        """Every page brings one of a million; after ten seconds the rest is lost."""
+        """Every page brings one of a million; after a minute the rest is lost."""
         bench = Bench()
         bench.come(1, 1_000_000)
         now = 0.0
@@ -162,6 +162,20 @@ class TestHoles:
             bench.continuity.tick(now)
         assert bench.told()[-1] == 1_000_000
         assert CATCH_UP_S < now <= CATCH_UP_S + 1
+
+    def test_what_waits_for_the_user_is_not_given_up(self) -> None:
+        """The page is here and the user has no room for it: nobody owes an answer meanwhile."""
+        bench = Bench()
+        bench.come(1, 4)
+        ask = bench.ask()
+        bench.room = 0
+        bench.continuity.answered(ask, page(2, 3), 4, None, 0.1)
+        for step in range(200):
+            assert bench.continuity.asks(step * 0.05) == []
+            bench.continuity.tick(step * 0.05)
+        bench.room = 10
+        bench.continuity.tick(10.0)
+        assert bench.told() == [1, -2, -3, 4]
 
     @pytest.mark.parametrize("how", ["refused", "heartbeat", "off"])
     def test_without_a_journal_a_hole_is_lost_at_once(self, how: str) -> None:

@@ -102,7 +102,7 @@ with Client(verdicts, control, topics=("verdict/",)) as client:
         if isinstance(event, Received) and isinstance(event.message, Verdict):
             print(json.dumps([event.topic, event.message.seq, event.recovered]), flush=True)
         elif isinstance(event, Lost):
-            print(json.dumps(["lost", event.first, event.last]), flush=True)
+            print(json.dumps(["lost", event.first, False]), flush=True)
 """
 STOPPED_S = 60
 
@@ -124,9 +124,10 @@ def test_a_subscriber_that_stood_still_for_a_minute_catches_up_and_costs_nobody(
             during = latencies(other, STOPPED_S)
             listener.send_signal(signal.SIGCONT)
             newest = {m["topic"]: m["seq"] for m in other.verdicts}
-            events = [first]
-            while any(max((e[1] for e in events if e[0] == topic), default=0) < seq for topic, seq in newest.items()):
+            events, reached = [first], dict.fromkeys(newest, 0)
+            while any(reached[topic] < seq for topic, seq in newest.items()):
                 events.append(json.loads(listener.stdout.readline()))
+                reached[events[-1][0]] = events[-1][1]
         listener.kill()
         listener.wait()
     recovered = sum(event[2] is True for event in events)

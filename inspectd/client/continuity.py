@@ -152,7 +152,10 @@ class Continuity:
         under_way = [topic.ask for topic in self._busy.values() if topic.ask is not None]
         for topic in list(self._busy.values()):
             stretch = topic.stretches[0]
-            if topic.ask is not None or not stretch.open:
+            if topic.ask is not None:
+                continue
+            if not stretch.open:
+                topic.wanted_at = None  # it is all here, and waits for the user
                 continue
             if not (self._replay and self._journal):
                 self._give_up(topic)
@@ -211,7 +214,7 @@ class Continuity:
     def tick(self, now: float) -> None:
         """Time has passed: give up what nobody answers, hand over what there is room for again."""
         for topic in list(self._busy.values()):
-            if topic.wanted_at is not None:
+            if topic.wanted_at is not None and (topic.ask is not None or topic.stretches[0].open):
                 unanswered_s = now - max(topic.wanted_at, self._answered_at)
                 if unanswered_s > REPLAY_S or now - topic.wanted_at > CATCH_UP_S:
                     self._give_up(topic)
