@@ -164,9 +164,9 @@ class TestHoles:
         assert CATCH_UP_S < now <= CATCH_UP_S + 1
 
     def test_what_waits_for_the_user_is_not_given_up(self) -> None:
-        """The page is here and the user has no room for it: nobody owes an answer meanwhile."""
+        """A page is here, the user has no room: nobody owes an answer meanwhile, and the rest is asked for later."""
         bench = Bench()
-        bench.come(1, 4)
+        bench.come(1, 6)
         ask = bench.ask()
         bench.room = 0
         bench.continuity.answered(ask, page(2, 3), 4, None, 0.1)
@@ -175,7 +175,9 @@ class TestHoles:
             bench.continuity.tick(step * 0.05)
         bench.room = 10
         bench.continuity.tick(10.0)
-        assert bench.told() == [1, -2, -3, 4]
+        assert bench.told() == [1, -2, -3]
+        bench.continuity.answered(bench.ask(10.0), page(4, 5), 6, None, 10.1)
+        assert bench.told() == [1, -2, -3, -4, -5, 6]
 
     @pytest.mark.parametrize("how", ["refused", "heartbeat", "off"])
     def test_without_a_journal_a_hole_is_lost_at_once(self, how: str) -> None:
