@@ -3,17 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What the tests use beside Python packages: an RTSP server (GStreamer), Prometheus, systemd's checker.
-APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi python3-venv gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly prometheus systemd openssl gcc libc6-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-soak test-cuda bench lint clean system-packages
+.PHONY: help demo test test-soak test-cuda fuzz bench lint lock clean system-packages
 
 help:
 	@echo "make demo       set up .venv, train a small model on generated parts, run the daemon on a generated camera"
 	@echo "make test       lint, types, layers and all tests"
 	@echo "make test-soak  the tests that take minutes (memory over 100,000 frames, training killed twenty times)"
 	@echo "make test-cuda  the tests that need an NVIDIA GPU"
+	@echo "make fuzz       coverage-guided fuzzing of configuration, bundles, control, journal and H.264 (FUZZ_SECONDS=60 each)"
+	@echo "make lock       pin anew what a release is installed with (deploy/requirements.lock)"
 	@echo "make bench      measure this machine against plain loops, serving and training"
 
 # Installing again only when pyproject.toml changed; a stamp per set of extras.
@@ -63,9 +65,28 @@ test-soak: $(VENV)/.installed-test system-packages
 test-cuda: $(VENV)/.installed-test
 	$(BIN)/pytest -m cuda
 
+FUZZ_SECONDS ?= 60
+
+$(VENV)/.installed-fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --group fuzz
+	touch $@
+
+# What is found is kept in a folder that the last line names; the same command with --keep FOLDER goes on there.
+fuzz: $(VENV)/.installed-fuzz
+	$(BIN)/python tests/hostile/fuzz.py --seconds $(FUZZ_SECONDS)
+
 bench: $(VENV)/.installed-demo
 	$(BIN)/inspectd bench
 	$(BIN)/python tests/bench/training.py
+
+# For every Python from 3.11 on. No place to get packages from is written down: whoever installs has one.
+lock: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --quiet --upgrade --universal --python-version 3.11 --extra modbus --extra opcua \
+		--generate-hashes --no-header --output-file deploy/requirements.lock
+	sed -i -e '1i # What a release is installed with, by hash: the CPU runtime without torch, and both PLC bridges, for Python 3.11 and' \
+		-e '1i # newer. Made from pyproject.toml by `make lock`; deploy/install.sh and deploy/docker/Containerfile install it.' \
+		deploy/requirements.lock
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

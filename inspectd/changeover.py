@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import structlog
 from pydantic import BaseModel
 
+from inspectd.capture.quality_file import load_limits
 from inspectd.challenge import ChallengeResult, failures, run_challenge
 from inspectd.config import Settings
 from inspectd.config.diff import Change, changes, take_live
@@ -197,14 +198,22 @@ class Changeover:
         return _Reloaded(**self._in_force().model_dump(), applied=applied, restart=restart)
 
     def _changed_content(self, effective: Settings) -> list[str]:
-        """Bundles that are another one now, under the same name."""
-        at_work = {path: lane.bundle.sha256 for path, lane in self._station.lineup.lanes.items()}
+        """Bundles and learnt limits that are others now, under the same name."""
+        lineup = self._station.lineup
+        at_work = {path: lane.bundle.sha256 for path, lane in lineup.lanes.items()}
         found = check_settings(effective)
-        return [
+        models = [
             f"{path}: model {at_work[path][:12]} -> {bundle.short_hash}"
             for path, bundle in found.items()
             if path in at_work and at_work[path] != bundle.sha256
         ]
+        learnt = [
+            f"{camera.quality}: limits of camera {camera.name}"
+            for camera in effective.cameras
+            if camera.quality == lineup.camera(camera.name).quality
+            and load_limits(camera) != lineup.limits[camera.name]
+        ]
+        return models + learnt
 
     def _say_reloaded(self, found: list[Change], applied: list[str], restart: list[str]) -> None:
         log.info("reloaded", applied=applied, config=self._station.lineup.config)

@@ -6,13 +6,16 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from inspectd import __version__, cli_bridge, cli_journal, cli_keys, cli_line, cli_workshop
-from inspectd.errors import InspectdError
+from inspectd.errors import InspectdError, UsageError
+
+if TYPE_CHECKING:
+    from inspectd.config import Settings
 
 app = typer.Typer(
     help="Line-side visual inspection: from a camera to a defect verdict.",
@@ -85,20 +88,54 @@ def run(config: Config) -> None:
 def check(
     config: Config,
     probe: Annotated[bool, typer.Option("--probe", help="Also open each camera and the model, and report.")] = False,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Learn what good pictures are like, while the line runs as it should.")
+    ] = False,
+    frames: Annotated[int, typer.Option(min=2, max=1_000_000, help="--learn: from so many frames.")] = 200,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="--learn: the regions of that recipe.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="--learn: replace limits that are there.")] = False,
+    widen: Annotated[bool, typer.Option("--widen", help="--learn: limits that are there make room.")] = False,
 ) -> None:
     """Validate the configuration and everything it names, without starting anything."""
     from inspectd.commission import probe_cameras, probe_models
     from inspectd.config import load_settings
-    from inspectd.preflight import check_everything
+    from inspectd.preflight import check_everything, unlearnt
 
     settings = load_settings(config)
+    if learn:
+        _learn(settings, frames, recipe, force=force, widen=widen)
+    if recipe or force or widen:
+        raise UsageError("--recipe, --force and --widen go with --learn")
     bundles = check_everything(settings)
+    for warning in unlearnt(settings):
+        print(f"warn  {warning}")
     if not probe:
         cameras = ", ".join(f"{camera.name} ({len(camera.rois)} ROI)" for camera in settings.cameras)
         print(f"{config}: ok, config {settings.sha256[:12]}; {cameras}")
         return
     worst = 0
     for findings in (probe_models(settings, bundles), probe_cameras(settings)):
+        for finding in findings:
+            worst = max(worst, _report(finding))
+    sys.exit(worst)
+
+
+def _learn(settings: Settings, frames: int, recipe: str | None, *, force: bool, widen: bool) -> NoReturn:
+    from rich.console import Console
+
+    from inspectd.commission import learn_cameras
+    from inspectd.progress import progress_bars
+
+    if force and widen:
+        raise UsageError("--force replaces limits and --widen keeps them: choose one")
+    if recipe is not None and recipe not in settings.recipes:
+        raise UsageError(f"--recipe {recipe}: the recipes are {', '.join(settings.recipes) or 'none'}")
+    in_force = settings.with_recipe(recipe or settings.recipe)
+    worst = 0
+    with progress_bars(Console(stderr=True)) as tell:
+        findings = learn_cameras(
+            in_force, frames, lambda name, done: tell(name, done, frames), force=force, widen=widen
+        )
         for finding in findings:
             worst = max(worst, _report(finding))
     sys.exit(worst)
@@ -124,6 +161,8 @@ def _report(finding: Any) -> int:
 
         where = f" ({finding.text})" if finding.text else ""
         print(f"FAIL  {finding.subject}: {redact(finding.problem)}{where}")
+    for warning in finding.warnings:
+        print(f"warn  {finding.subject}: {warning}")
     return int(finding.exit_code)
 
 

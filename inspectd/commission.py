@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from inspectd.capture.learning import doubts, learn, observe, widened
 from inspectd.capture.probe import check_rois, probe
+from inspectd.capture.quality_file import QualityFile, Region, read_quality, write_quality
 from inspectd.config import CameraConfig, Settings
 from inspectd.engine.base import Slot
 from inspectd.engine.select import make_engine
-from inspectd.errors import CaptureError, ConfigError, EngineError
+from inspectd.errors import CaptureError, ConfigError, EngineError, InspectdError, UsageError
 from inspectd.frame import U8, Box, Frame
 from inspectd.model.bundle import Bundle
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
@@ -29,6 +32,7 @@ class Finding:
     text: str
     problem: str | None = None
     exit_code: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def probe_models(settings: Settings, bundles: dict[Path, Bundle]) -> Iterator[Finding]:
@@ -128,3 +132,66 @@ def write_snapshots(settings: Settings, directory: Path) -> Iterator[Finding]:
             yield Finding(subject, str(path), str(err).removeprefix(f"{subject}: "), 2)
         else:
             yield Finding(subject, f"{path}: {describe(frame, camera)}")
+
+
+def learn_cameras(
+    settings: Settings,
+    frames: int,
+    tell: Callable[[str, int], None] = lambda camera, done: None,
+    *,
+    force: bool = False,
+    widen: bool = False,
+) -> Iterator[Finding]:
+    """Learn the limits of every camera that names a `quality` file, and write them into it, beside those of other ROIs.
+
+    Limits that are there already are kept, unless they are to be replaced (`force`) or to make room for what is seen
+    now (`widen`).
+
+    Raises:
+        UsageError: no camera names a file.
+    """
+    if all(camera.quality is None for camera in settings.cameras):
+        raise UsageError('no camera says where its limits go: set cameras[].quality, for example "line1.quality.json"')
+    for camera in settings.cameras:
+        subject = f"camera {camera.name}"
+        if camera.quality is None:
+            yield Finding(subject, "has no key quality, nothing is learnt")
+            continue
+        try:
+            yield _learn_camera(camera, camera.quality, frames, partial(tell, camera.name), force=force, widen=widen)
+        except CaptureError as err:
+            yield Finding(subject, "", f"{err.reason}: {err}", 1)
+        except InspectdError as err:
+            yield Finding(subject, "", str(err).removeprefix(f"{subject}: "), err.exit_code)
+
+
+def _learn_camera(
+    camera: CameraConfig, path: Path, frames: int, tell: Callable[[int], None], *, force: bool, widen: bool
+) -> Finding:
+    learnt = read_quality(path, camera.name) if path.exists() else QualityFile(camera=camera.name, regions=())
+    there = {roi.name: region for roi in camera.rois if (region := learnt.find(roi)) is not None}
+    if there and not (force or widen):
+        names = ", ".join(there)
+        raise UsageError(f"{path} has limits for {names}: --force learns them anew, --widen adds what is seen now")
+    lesson = observe(camera, frames, tell=tell)
+    lines = []
+    for roi in camera.rois:
+        seen = lesson.seen[roi.name]
+        try:
+            limits = learn(seen)
+        except InspectdError as err:
+            raise InspectdError(f"ROI {roi.name!r}: {err} Nothing was written.") from None
+        looked_at = len(seen)
+        if widen and roi.name in there:
+            limits = widened(there[roi.name].limits, limits)
+            looked_at += there[roi.name].frames
+        learnt = learnt.with_region(Region(roi=roi.name, box=roi.box, frames=looked_at, limits=limits))
+        levels = [one.level for one in seen]
+        lines.append(
+            f"{roi.name} level {limits.level_min:.2f} to {limits.level_max:.2f} (seen {min(levels):.2f} to "
+            f"{max(levels):.2f}), black up to {limits.dark_max:.0%}, white up to {limits.bright_max:.0%}, "
+            f"contrast from {limits.contrast_min:.3f}, sharpness from {limits.sharpness_min:.3f}"
+        )
+    write_quality(path, learnt)
+    text = f"{path}: {lesson.frames} frames; {'; '.join(lines)}"
+    return Finding(f"camera {camera.name}", text, warnings=tuple(doubts(lesson)))

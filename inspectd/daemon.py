@@ -31,7 +31,7 @@ from inspectd.observe.ledger import NOT_IN_RECIPE, Ledger
 from inspectd.observe.logs import Counted
 from inspectd.observe.metrics import Metrics
 from inspectd.observe.systemd import Notifier
-from inspectd.preflight import check_everything
+from inspectd.preflight import check_everything, unlearnt
 from inspectd.station import Station
 from inspectd.verdict.control_schema import ControlError, ReloadRequest
 from inspectd.verdict.decide import Outcome
@@ -125,6 +125,8 @@ class Daemon:
         self.ledger = Ledger((camera.name, roi.name) for camera in self.settings.cameras for roi in camera.rois)
         self.metrics = Metrics(self.ledger, names, verdicts=VERDICTS, drops=DROPS)
         log.info("starting", version=__version__, boot_id=self.boot_id, config=self.settings.sha256[:12])
+        for why in unlearnt(self.settings):
+            log.warning("recipe_not_learnt", why=why)
         self._start_journal(running)
         recipe, recipe_known = self._recipe()
         effective = self.settings.with_recipe(recipe)

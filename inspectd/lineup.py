@@ -14,6 +14,8 @@ from typing import Any
 
 import structlog
 
+from inspectd.capture.quality import Limits
+from inspectd.capture.quality_file import load_limits
 from inspectd.config import CameraConfig, RoiConfig, Settings
 from inspectd.engine.base import Engine
 from inspectd.engine.batcher import Batcher, QueueSpec, slots_needed
@@ -57,10 +59,15 @@ class ModelLane:
 
 
 class LineUp:
-    """`settings` are those in force (`Settings.with_recipe`). Immutable but for `start` and `stop`."""
+    """`settings` are those in force (`Settings.with_recipe`). Immutable but for `start` and `stop`.
+
+    Raises:
+        ConfigError: a camera's image quality is to be watched, and a ROI of it has no learnt limits.
+    """
 
     def __init__(self, settings: Settings, bundles: Mapping[Path, Bundle], wiring: Wiring) -> None:
         self.settings = settings
+        self.limits: dict[str, Mapping[str, Limits] | None] = {c.name: load_limits(c) for c in settings.cameras}
         self.recipe = settings.recipe
         self.config = settings.sha256[:12]
         self.lanes: dict[Path, ModelLane] = {}

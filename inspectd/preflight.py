@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inspectd.capture.probe import check_rois, probe
+from inspectd.capture.quality_file import load_limits
 from inspectd.challenge import check_pictures
 from inspectd.config import CameraConfig, RoiConfig, Settings, read_credentials
 from inspectd.errors import CaptureError, ConfigError, UsageError
@@ -38,6 +39,8 @@ def check_everything(settings: Settings) -> dict[Path, Bundle]:
     """
     for camera in settings.cameras:
         read_credentials(camera)
+    for camera in settings.with_recipe(settings.recipe).cameras:
+        load_limits(camera)
     bundles: dict[Path, Bundle] = {}
     for recipe in (None, *settings.recipes):
         under = settings.with_recipe(recipe)
@@ -48,6 +51,18 @@ def check_everything(settings: Settings) -> dict[Path, Bundle]:
         except UsageError as err:
             raise err if recipe is None else type(err)(f"recipes.{recipe}: {err}") from err
     return bundles
+
+
+def unlearnt(settings: Settings) -> list[str]:
+    """A line for each recipe that cannot be switched to before its limits are learnt (`check --learn --recipe`)."""
+    found = []
+    for recipe in settings.recipes:
+        for camera in settings.with_recipe(recipe).cameras:
+            try:
+                load_limits(camera)
+            except ConfigError as err:
+                found.append(f"recipes.{recipe}: {err}, with --recipe {recipe}")
+    return found
 
 
 def _check_part(camera: CameraConfig, roi: RoiConfig, bundle: Bundle) -> None:

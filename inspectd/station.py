@@ -97,7 +97,7 @@ class Station:
             for post in self._posts:
                 config = lineup.camera(post.camera.name)
                 self._ledger.inspect_only(config.name, [roi.name for roi in config.rois])
-                post.camera.adopt(config)
+                post.camera.adopt(config, lineup.limits[config.name])
                 post.producer.adopt(config, lineup.rois(config))
         lineup.show()
 
@@ -111,4 +111,5 @@ class Station:
             board=self._publisher.boards.get(config.name),
             keep_frames=keep_frames,
         )
-        return _Post(Camera(config, producer, self._metrics, self._publisher.set_status), producer)
+        limits = self.lineup.limits[config.name]
+        return _Post(Camera(config, producer, self._metrics, self._publisher.set_status, limits=limits), producer)

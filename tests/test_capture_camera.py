@@ -109,6 +109,9 @@ class Metrics:
     def reconnect(self, camera, reason):
         self.reconnects.append(reason)
 
+    def image(self, camera, seen):
+        pass
+
     def stage(self, name):
         return {"decode": self.decodes.append}[name]
 

@@ -14,6 +14,9 @@ from daemon_process import DaemonProcess
 from prometheus_server import INSTALLED, PrometheusServer, dashboard_expressions
 from test_daemon import PART, folder, write_config  # noqa: F401 - folder is a fixture
 
+from inspectd.capture.quality import Limits
+from inspectd.capture.quality_file import QualityFile, Region, write_quality
+
 IDENTITY = """
 max(abs(
     sum by (camera, roi) (inspectd_verdicts_total)
@@ -35,6 +38,7 @@ name = "flicker"
 box = [100, 60, 120, 120]
 part = { enter_frames = 1000, leave_frames = 1 }  # nothing stays long enough
 """
+ANYTHING = Limits(level_min=0, level_max=1, dark_max=1, bright_max=1, contrast_min=0, sharpness_min=0)
 EVERYTHING = """
 [journal]
 path = "prometheus.db"
@@ -76,12 +80,14 @@ def triggers(endpoint, cameras, every_s=0.1):
 def test_every_expression_of_the_dashboard_returns_data_from_the_daemon(folder, tmp_path):  # noqa: F811
     """A camera with parts, one that is triggered and one that is away: no panel stays empty, and the books balance."""
     cv2.imwrite(str(folder / "golden.png"), np.full((120, 120, 3), COLOURS["good"][::-1], np.uint8))
+    watched = Region(roi="part", box=PART["part"], frames=200, limits=ANYTHING)
+    write_quality(folder / "told.quality.json", QualityFile(camera="told", regions=(watched,)))
     config = write_config(
         folder,
         "prometheus",
         [
             ("here", "file:clip.mp4?loop=1&realtime=1", FREE_RUN, PART),
-            ("told", "file:clip.mp4?loop=1&realtime=1", 'trigger = "command"', PART),
+            ("told", "file:clip.mp4?loop=1&realtime=1", 'trigger = "command"\nquality = "told.quality.json"', PART),
             ("gone", "rtsp://127.0.0.1:1/x", 'trigger = "command"', PART),
         ],
         EVERYTHING,

@@ -27,6 +27,7 @@ from prometheus_server import (
     panels,
 )
 
+from inspectd.capture.quality import Quality
 from inspectd.daemon import DROPS, VERDICTS
 from inspectd.observe.http import HttpServer
 from inspectd.observe.ledger import Ledger
@@ -101,6 +102,8 @@ def judge_freely(station, camera, count):
     metrics, ledger = station.metrics, station.ledger
     metrics.camera_up(camera, up=True)
     metrics.frame_arrived(camera, time.monotonic())
+    if camera == "cam2":  # the quality of its pictures is watched
+        metrics.image(camera, {"lid": Quality(level=0.4, dark=0.0, bright=0.0, contrast=0.1, sharpness=0.2)})
     for stage, seconds in [
         ("decode", 0.004),
         ("crop", 0.0003),
@@ -351,7 +354,7 @@ def test_the_dashboard_is_laid_out_without_overlaps_and_asks_only_the_chosen_dat
 def unit(tmp_path):
     """The unit with a program that exists on every machine."""
     path = tmp_path / "inspectd@.service"
-    path.write_text(unit_sandbox.UNIT.read_text().replace("/opt/inspectd/bin/inspectd", "/bin/true"))
+    path.write_text(unit_sandbox.UNIT.read_text().replace("/opt/inspectd/current/bin/inspectd", "/bin/true"))
     return path
 
 
@@ -496,7 +499,7 @@ def bridge_unit(kind):
 def test_systemd_finds_no_fault_in_the_units_of_the_bridges_and_they_are_hardened_more(tmp_path, kind):
     """As a template and as an instance; 1.2 with systemd 252, where the daemon's is 1.6: no devices, no other users."""
     unit = tmp_path / bridge_unit(kind).name
-    unit.write_text(bridge_unit(kind).read_text().replace("/opt/inspectd/bin/inspectd", "/bin/true"))
+    unit.write_text(bridge_unit(kind).read_text().replace("/opt/inspectd/current/bin/inspectd", "/bin/true"))
     instance = unit.with_name(unit.name.replace("@", "@line1"))
     instance.write_text(re.sub(r"^#(LoadCredential)", r"\1", unit.read_text(), flags=re.MULTILINE))
     done = subprocess.run(["systemd-analyze", "verify", unit, instance], capture_output=True, text=True, timeout=60)

@@ -236,7 +236,7 @@ class TestJsonSchema:
 
     def test_lists_every_reason(self) -> None:
         """The contract's list, word for word."""
-        text = "uncertain stale corrupt frozen resized camera_down deadline overload engine_error not_ready"
+        text = "uncertain stale corrupt frozen resized camera_down deadline overload engine_error not_ready bad_image"
         assert list(get_args(NoResultReason)) == text.split()
         assert json_schema()["properties"]["reason"]["anyOf"][0]["enum"] == text.split()
 

@@ -60,6 +60,7 @@ _NO_RESULT: Final[dict[NoResultReason, tuple[int, str]]] = {
     "overload": (8, "newer pictures took its place"),
     "engine_error": (9, "the network failed"),
     "not_ready": (10, "inspectd was not ready to judge"),
+    "bad_image": (12, "the picture is too dark, too bright, flat or blurred: lens, lamp, focus"),
 }
 
 NONE: Final = Code(0, "none", "no reason: pass or fail")
@@ -75,8 +76,10 @@ LOST: Final = Code(107, "lost", "a result was lost on its way; the next one coun
 
 REASONS: Final = (
     NONE,
-    *(Code(number, name, meaning) for name, (number, meaning) in _NO_RESULT.items()),
-    EMPTY,
+    *sorted(
+        [*(Code(number, name, meaning) for name, (number, meaning) in _NO_RESULT.items()), EMPTY],
+        key=lambda code: code.number,
+    ),
     WAITING,
     EXPIRED,
     SILENT,

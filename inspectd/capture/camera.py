@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Literal, Protocol
 
@@ -33,6 +33,7 @@ import structlog
 from inspectd.capture.backoff import Backoff
 from inspectd.capture.gate import Gate
 from inspectd.capture.generation import Generation
+from inspectd.capture.quality import Limits, Quality
 from inspectd.capture.refusals import Refusals
 from inspectd.capture.source import FrameSink, Source, make_source
 from inspectd.config import CameraConfig
@@ -68,16 +69,17 @@ class CameraMetrics(Protocol):
     def camera_up(self, camera: str, up: bool) -> None: ...
     def reconnect(self, camera: str, reason: CaptureReason) -> None: ...
     def stage(self, name: Literal["decode"]) -> Callable[[float], None]: ...
+    def image(self, camera: str, seen: Mapping[str, Quality]) -> None: ...
 
 
 class Camera:
     """One configured camera, from its first attempt to the end of the process.
 
     `on_status(name, state, reason)` is called on every change, in order, from several threads and with
-    the camera's lock held: it must return at once and not call back. `fault` carries a `CaptureReason`
-    or the gate's reason. `finished` becomes true, in the state `fault`, when nothing comes any more: with
-    the reason `finished` when a recording was played to its end and all of it was delivered, with another
-    when it could not be read on.
+    the camera's lock held: it must return at once and not call back. `fault` carries a `CaptureReason`,
+    the gate's reason, or an `ImageFault`. `finished` becomes true, in the state `fault`, when nothing comes
+    any more: with the reason `finished` when a recording was played to its end and all of it was delivered,
+    with another when it could not be read on.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Camera:
         on_status: OnStatus,
         make_source: Callable[[CameraConfig], Source] = make_source,
         *,
+        limits: Mapping[str, Limits] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = config.name
@@ -108,7 +111,7 @@ class Camera:
         # Held while a frame is with the gate and the sink. Before _lock where both are.
         self._passing = threading.Lock()
         # Touched only by the generation that is delivering, or while paused.
-        self._gate = Gate(config)
+        self._gate = Gate(config, limits)
         self._refusals = Refusals(clock())
 
         self._lock = threading.Lock()
@@ -157,6 +160,8 @@ class Camera:
             generation.signal()  # not under the lock: it reaches into a library
         if refused := self._refusals.summary(now):
             log.warning("frames_refused", camera=self.name, **refused)
+        if self._config.quality is not None:
+            self._metrics.image(self.name, {} if generation.retired else self._gate.seen)
         if abandoned > MAX_ABANDONED:
             raise InspectdError(
                 f"camera {self.name}: {abandoned} capture threads hang in library calls; "
@@ -177,11 +182,12 @@ class Camera:
         finally:
             self._passing.release()
 
-    def adopt(self, config: CameraConfig) -> None:
+    def adopt(self, config: CameraConfig, limits: Mapping[str, Limits] | None) -> None:
         """Go by other regions and limits; the source goes on. Only while `paused`."""
         assert self._passing.locked()
         self._config = config
-        self._gate.adopt(config)
+        self._gate.adopt(config, limits)
+        self._metrics.image(self.name, self._gate.seen)
 
     def misfit(self, config: CameraConfig) -> str | None:
         """What of another configuration's regions does not fit the frames of this camera, or None."""
@@ -309,8 +315,9 @@ class Camera:
         else:
             self._sink.refuse(frame, admission)
             self._refusals.count(admission, now)
-            if (self.state, self.reason) != ("fault", admission) and self._refusals.is_fault(admission, now):
-                self._change("fault", admission, self._gate.misfit(frame) or "no frame can be judged")
+            fault = self._gate.fault(admission)
+            if (self.state, self.reason) != ("fault", fault) and self._refusals.is_fault(admission, now):
+                self._change("fault", fault, self._gate.detail(frame, admission))
             if self._config.live:
                 self._refusals.raise_if_hopeless(admission, now)
 

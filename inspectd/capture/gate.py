@@ -6,26 +6,30 @@ A frame is held against these rules in this order, and the first that applies na
 2. `corrupt`   the decoder reported damage: nothing else about its content can be believed
 3. `resized`   another size than before, or a ROI that does not fit: the boxes mean another place
 4. `stale`     older than `max_age_ms`: the part has gone
-5. `frozen`    the same picture for longer than `frozen_after_s`: the camera repeats itself
+5. `bad_image` dark, bright, flat or blurred beyond what was learnt of a ROI (`quality`), or until 2 s ago
+6. `frozen`    the same picture for longer than `frozen_after_s`: the camera repeats itself
 
 Every detector sees every frame, also one that an earlier rule takes: a backlog or a frozen picture does
 not hide behind `max_fps`. (But damaged content proves neither life nor frost, and is not compared.)
-Rules 4 and 5 hold for live sources; a recording is as old and as still as it is.
+Rules 4 and 6 hold for live sources; a recording is as old and as still as it is. A covered lens gives the same
+black picture again and again: it is called dark, which says what to do, and not frozen.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import numpy as np
 
 from inspectd.capture.freshness import BacklogDetector
+from inspectd.capture.quality import Limits, Quality, QualityWatch
 from inspectd.config import CameraConfig
 from inspectd.frame import U8, Box, Frame
 from inspectd.source_spec import parse_source
 
-Admission = Literal["admitted", "max_fps", "corrupt", "resized", "stale", "frozen"]
+Admission = Literal["admitted", "max_fps", "corrupt", "resized", "stale", "bad_image", "frozen"]
 
 PACING_SLACK_S: Final = 1.0
 SAMPLED_ROWS: Final = 64
@@ -34,15 +38,18 @@ SAMPLED_ROWS: Final = 64
 class Gate:
     """The rules of one camera. Lives as long as the camera, over all its connections; one caller at a time."""
 
-    def __init__(self, config: CameraConfig) -> None:
+    def __init__(self, config: CameraConfig, limits: Mapping[str, Limits] | None = None) -> None:
+        """`limits` are the learnt ones of each ROI, there exactly if the configuration names a `quality`."""
         self._size = config.size  # the first whole frame's size where none is configured
         self._max_age_s = math.inf
         self._backlog: BacklogDetector | None = None
         self._frost: FrostDetector | None = None
-        self.adopt(config)
+        self._quality: QualityWatch | None = None
+        self.adopt(config, limits)
 
-    def adopt(self, config: CameraConfig) -> None:
+    def adopt(self, config: CameraConfig, limits: Mapping[str, Limits] | None) -> None:
         """Go by other regions and limits. What is known of the camera stays: its size, its backlog, its frost."""
+        assert (limits is None) == (config.quality is None), "a gate that was asked for is never left out"
         self._config = config
         max_age_s = config.max_age_ms / 1000 if config.live else math.inf
         self._pacer = Pacer(config.max_fps, live=config.live) if config.max_fps else None
@@ -56,6 +63,7 @@ class Gate:
         watched = config.live and config.frozen_after_s > 0
         since = None if self._frost is None else self._frost.since
         self._frost = FrostDetector(boxes, config.frozen_after_s, since) if watched else None
+        self._quality = None if limits is None else QualityWatch(config, limits, self._quality)
 
     def restart(self) -> None:
         """A new connection: its clocks and queues are new. Size and picture are still those of the same camera."""
@@ -67,6 +75,7 @@ class Gate:
         due = self._pacer is None or self._pacer.due(frame.arrival, frame.pts)
         backlogged = self._backlog is not None and self._backlog.stale(frame.arrival, frame.pts)
         fits = not frame.corrupt and self.misfit(frame) is None
+        bad = fits and self._quality is not None and self._quality.bad(frame)
         frozen = fits and self._frost is not None and self._frost.frozen(frame)
         if not due:
             return "max_fps"
@@ -76,7 +85,24 @@ class Gate:
             return "resized"
         if backlogged or now - frame.arrival > self._max_age_s:
             return "stale"
+        if bad:
+            return "bad_image"
         return "frozen" if frozen else "admitted"
+
+    def fault(self, admission: Admission) -> str:
+        """What to call the camera's fault when frames are refused so: `dark`, say, rather than `bad_image`."""
+        return self._quality.fault if admission == "bad_image" and self._quality is not None else admission
+
+    def detail(self, frame: Frame, admission: Admission) -> str:
+        """Why the frame was refused, in one line."""
+        if admission == "bad_image" and self._quality is not None:
+            return self._quality.detail
+        return self.misfit(frame) or "no frame can be judged"
+
+    @property
+    def seen(self) -> Mapping[str, Quality]:
+        """The quality of the newest frame, by ROI; empty where no limits were learnt. From any thread."""
+        return {} if (quality := self._quality) is None else quality.seen
 
     def misfit(self, frame: Frame) -> str | None:
         """What is wrong with the frame's size, in one line, or None. The first whole frame sets the size."""

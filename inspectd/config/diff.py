@@ -17,6 +17,7 @@ LIVE_CAMERA_KEYS = (
     "connect_timeout_s",
     "stall_timeout_s",
     "frozen_after_s",
+    "quality",
     "trigger_delay_ms",
     "rois",
 )

@@ -250,6 +250,7 @@ def _resolve_paths(settings: Settings, folder: Path) -> Settings:
         update: dict[str, Any] = {
             "rois": regions(camera.rois),
             "credentials_file": at(camera.credentials_file),
+            "quality": at(camera.quality),
         }
         spec = parse_source(camera.source)
         if spec.kind == "file":

@@ -15,7 +15,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -33,6 +33,15 @@ ModelLabel = Literal["architecture", "engine", "device", "precision"]
 
 BATCH_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Crops per batch, up to the largest `max_batch_size`."""
+
+
+class Picture(Protocol):
+    """How a region looks: the part of its quality that is shown."""
+
+    @property
+    def level(self) -> float: ...
+    @property
+    def sharpness(self) -> float: ...
 
 
 class Metrics(LineMetrics):
@@ -97,8 +106,9 @@ class Metrics(LineMetrics):
 
         self._accounts = _AccountCollector(ledger, verdicts, drops)
         self._frame_ages = _FrameAgeCollector(cameras)
+        self._images = _ImageCollector()
         self._infos = _InfoCollector()
-        for collector in (self._accounts, self._frame_ages, self._infos):
+        for collector in (self._accounts, self._frame_ages, self._images, self._infos):
             registry.register(collector)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -117,6 +127,10 @@ class Metrics(LineMetrics):
 
     def camera_up(self, camera: str, up: bool) -> None:
         self._camera_up.labels(camera).set(up)
+
+    def image(self, camera: str, seen: Mapping[str, Picture]) -> None:
+        """How the newest frame's ROIs look; one store. Empty where nobody measures it."""
+        self._images.newest[camera] = seen
 
     def reconnect(self, camera: str, reason: CaptureReason) -> None:
         self._reconnects.labels(camera, reason).inc()
@@ -224,6 +238,31 @@ class _FrameAgeCollector(Collector):
         for camera, at in tuple(self.last.items()):
             ages.add_metric([camera], max(0.0, now - at))
         yield ages
+
+
+class _ImageCollector(Collector):
+    """How each ROI of the newest frame looks."""
+
+    def __init__(self) -> None:
+        # By camera; each entry is replaced whole, one atomic store.
+        self.newest: dict[str, Mapping[str, Picture]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        levels = GaugeMetricFamily(
+            "inspectd_image_level",
+            "Mean brightness of a region in the newest frame, from 0 (black) to 1 (white)",
+            labels=["camera", "roi"],
+        )
+        sharpness = GaugeMetricFamily(
+            "inspectd_image_sharpness",
+            "Sharpness of a region in the newest frame, from 0 (only slopes) to 1",
+            labels=["camera", "roi"],
+        )
+        for camera, seen in tuple(self.newest.items()):
+            for roi, picture in seen.items():
+                levels.add_metric([camera, roi], picture.level)
+                sharpness.add_metric([camera, roi], picture.sharpness)
+        yield from (levels, sharpness)
 
 
 class _InfoCollector(Collector):

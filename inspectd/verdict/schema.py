@@ -23,6 +23,7 @@ NoResultReason = Literal[
     "overload",  # newer frames took its place in the queue
     "engine_error",  # the engine failed, or its scores are no numbers
     "not_ready",  # the system is not ready to judge
+    "bad_image",  # darker, brighter, flatter or more blurred than was learnt at commissioning
 ]
 State = Literal[
     "starting",  # not yet able to judge
