@@ -39,6 +39,10 @@ class InspectdError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        # Names of files, keys and devices come from outside: none of them writes a second line, or to the terminal.
+        return "".join(character if character.isprintable() else "\ufffd" for character in super().__str__())
+
 
 class UsageError(InspectdError):
     """What the user gave is wrong, and it was found before anything started."""

@@ -115,9 +115,10 @@ def bits_to_nal(header: int, bits: str) -> bytes:
 
 def test_h264_headers_are_read_through_emulation_prevention():
     large = "0" * 24 + "1" + "0" * 24  # an offset whose code has two zero bytes in it
-    sps = bits_to_nal(0x67, f"{66:08b}{0:08b}{30:08b}" + "1" + "1" + "010" + "0" + large + "1" + "1" + "010" + "1")
+    sps = f"{66:08b}{0:08b}{30:08b}" + "1" + "1" + "010" + "0" + large + "1" + "1" + "010" + "1" + "011" + "011" + "1"
+    sps = bits_to_nal(0x67, sps)
     assert b"\0\0\3" in sps
-    assert parse_sps(sps) == Sps(frame_num_bits=4, gaps_allowed=True, separate_colour_planes=False)
+    assert parse_sps(sps) == Sps(frame_num_bits=4, gaps_allowed=True, separate_colour_planes=False, frames_only=True)
     user_data, recovery_point = f"{5:08b}{4:08b}{0:032b}", f"{6:08b}{1:08b}11000100"
     sei = bits_to_nal(0x06, user_data + recovery_point)
     assert b"\0\0\3" in sei

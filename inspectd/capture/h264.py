@@ -3,16 +3,24 @@
 When a coded picture that others refer to never arrives (a camera's full buffer, a lost frame on the
 network), FFmpeg repeats an older picture in its place and raises no flag: the following pictures look
 good and are wrong until the next key frame. The stream itself tells: `frame_num` counts the reference
-pictures (ITU-T H.264, 7.4.3), so a gap in it is a lost picture. Only headers are read, about 20 µs a picture.
+pictures (ITU-T H.264, 7.4.3), so a gap in it is a lost picture, and the same number again is one that came twice.
+Only headers are read, about 50 µs a picture.
+
+Data within a picture carry no checksum. What the syntax forbids is looked for (`is_whole`); bits that changed into
+another valid picture are seen by nobody: that is the business of the network's and the disk's own checksums.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 _SLICE, _PARTITION_A, _IDR, _SEI, _SPS = 1, 2, 5, 6, 7
 _RECOVERY_POINT = 6  # SEI payload type, D.2.8
+_ZEROS, _NONZERO = bytes(3), re.compile(rb"[^\0]")
+_MOST_BYTES = 65_536  # of one NAL unit that are looked at
 _HEADER_BYTES = 64  # enough for the fields that are read, of a slice or an SPS without scaling lists
 _HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)  # 7.3.2.1.1
 
@@ -24,6 +32,16 @@ class Sps:
     frame_num_bits: int
     gaps_allowed: bool
     separate_colour_planes: bool
+    frames_only: bool  # no picture is a field
+
+
+class _Slice(NamedTuple):
+    """What the slices of one picture have in common (7.4.1.2.4); equal in all of them, but for those of two fields."""
+
+    idr: bool
+    reference: bool  # later pictures may refer to it
+    frame_num: int | None  # None without an SPS
+    field: int | None  # 0 top, 1 bottom, None in a frame
 
 
 class Continuity:
@@ -36,6 +54,7 @@ class Continuity:
         self._sps: Sps | None = None
         self._length_size = 0  # bytes of the length before each NAL unit; 0 means Annex B start codes
         self._previous: int | None = None  # frame_num of the last reference picture
+        self._previous_field: int | None = None  # its parity, None when it was a whole frame
         self._recovers_at: int | None = None  # frame_num at which a gradual refresh is complete
         self._refreshing = 0  # pictures since it began
         if extradata and extradata[0] == 1 and len(extradata) > 6:
@@ -50,48 +69,45 @@ class Continuity:
     def follow(self, unit: bytes) -> tuple[bool, int | None]:
         """The next coded picture: (lost, clean).
 
-        `lost`: a picture that this one may refer to never came. `clean`: this picture and all that follow
-        in display order depend on no older ones than those so many places before it in decoding order (0 at
-        a key frame, more at the end of a gradual refresh); None if that cannot be said. Data that cannot be
-        read says (False, None): the decoder has its own opinion about it.
+        `lost`: a picture that this one may refer to never came or came twice, or its own data are not whole.
+        `clean`: this picture and all that follow in display order depend on no older ones than those so many
+        places before it in decoding order (0 at a key frame, more at the end of a gradual refresh); None if that
+        cannot be said. Of what is no H.264 at all nothing is said: the decoder has its own opinion about it.
         """
+        damaged = not is_whole(unit, self._length_size)
         recovery: int | None = None
-        try:
-            for nal in _nal_units(unit, self._length_size):
-                kind = nal[0] & 31
+        slices: list[_Slice] = []
+        for nal in _nal_units(unit, self._length_size):
+            kind = nal[0] & 31
+            try:
                 if kind == _SPS:
-                    self._read_sps(nal)
-                elif kind == _SEI:
-                    recovery = _recovery_frame_count(nal) if recovery is None else recovery
+                    damaged |= not self._read_sps(nal)
+                elif kind == _SEI and recovery is None:
+                    recovery = _recovery_frame_count(nal)
                 elif kind in (_SLICE, _PARTITION_A, _IDR):
-                    return self._follow_slice(nal, recovery)
-        except IndexError:  # cut off in a header
-            pass
-        return False, None
+                    slices.append(_read_slice(nal, self._sps))
+            except IndexError:  # cut off; a message may be, for all that depends on it
+                damaged |= kind != _SEI
+        if not slices:
+            return damaged, None
+        if self._sps is not None and self._sps.frames_only:  # else it may be two fields
+            damaged |= len(set(slices)) > 1
+        lost, clean = self._follow_picture(slices[0], recovery)
+        return lost or damaged, clean
 
-    def _follow_slice(self, nal: bytes, recovery: int | None) -> tuple[bool, int | None]:
-        if nal[0] & 31 == _IDR:
-            self._previous, self._recovers_at = 0, None
+    def _follow_picture(self, picture: _Slice, recovery: int | None) -> tuple[bool, int | None]:
+        if picture.idr:
+            self._previous, self._previous_field, self._recovers_at = 0, None, None
             return False, 0
-        if self._sps is None:
+        frame_num = picture.frame_num
+        if self._sps is None or frame_num is None:
             return False, 0 if recovery == 0 else None
-        bits = _Bits(nal[1:_HEADER_BYTES])
-        bits.ue()  # first_mb_in_slice
-        bits.ue()  # slice_type
-        bits.ue()  # pic_parameter_set_id
-        if self._sps.separate_colour_planes:
-            bits.u(2)
-        frame_num = bits.u(self._sps.frame_num_bits)
         modulo = 1 << self._sps.frame_num_bits
-        previous = self._previous
-        lost = (
-            previous is not None
-            and not self._sps.gaps_allowed
-            and frame_num != previous
-            and frame_num != (previous + 1) % modulo
-        )
-        if nal[0] & 0x60 or lost:
-            self._previous = frame_num
+        lost = self._is_out_of_order(frame_num, picture.field, modulo, self._sps.gaps_allowed)
+        if picture.reference:
+            self._previous, self._previous_field = frame_num, picture.field
+        elif lost:
+            self._previous, self._previous_field = (frame_num - 1) % modulo, None
         self._refreshing += 1
         if recovery is not None:
             self._recovers_at, self._refreshing = (frame_num + recovery) % modulo, 0
@@ -102,18 +118,77 @@ class Continuity:
         self._recovers_at = None
         return False, self._refreshing
 
-    def _read_sps(self, nal: bytes) -> None:
+    def _is_out_of_order(self, frame_num: int, field: int | None, modulo: int, gaps_allowed: bool) -> bool:
+        """Whether no picture with this number may follow the last reference picture (7.4.3, frame_num)."""
+        if self._previous is None:
+            return False
+        if frame_num == self._previous:  # only the other field of the same frame
+            return field is None or self._previous_field is None or field == self._previous_field
+        return not gaps_allowed and frame_num != (self._previous + 1) % modulo
+
+    def _read_sps(self, nal: bytes) -> bool:
         try:
             self._sps = parse_sps(nal)
         except IndexError:
             self._sps = None  # no check is better than a wrong one
+            return False
+        return True
+
+
+def is_whole(unit: bytes, length_size: int) -> bool:
+    """Whether the NAL units fill a coded picture exactly, and none has bytes in it that 7.4.1 forbids.
+
+    Three zero bytes never stand within a NAL unit, so blocks that a disk or a buffer has lost show.
+    """
+    if not length_size:
+        return not _has_zeros_within(unit)
+    at = 0
+    while at + length_size <= len(unit):
+        end = at + length_size + int.from_bytes(unit[at : at + length_size], "big")
+        if _has_zeros_within(unit[at + length_size : end]):
+            return False
+        at = end
+    return at == len(unit)
+
+
+def _has_zeros_within(data: bytes) -> bool:
+    """Whether three zeros or more are followed by anything but the end or a start code."""
+    at = data.find(_ZEROS)
+    while at >= 0:
+        behind = _NONZERO.search(data, at)
+        if behind is None:
+            return False
+        if data[behind.start()] != 1:
+            return True
+        at = data.find(_ZEROS, behind.start())
+    return False
+
+
+def _read_slice(nal: bytes, sps: Sps | None) -> _Slice:
+    """Read the beginning of a slice header (7.3.3).
+
+    Raises:
+        IndexError: it is cut off.
+    """
+    idr, reference = nal[0] & 31 == _IDR, bool(nal[0] & 0x60)
+    if sps is None:
+        return _Slice(idr, reference, None, None)
+    bits = _Bits(nal[1:_HEADER_BYTES])
+    bits.ue()  # first_mb_in_slice
+    bits.ue()  # slice_type
+    bits.ue()  # pic_parameter_set_id
+    if sps.separate_colour_planes:
+        bits.u(2)
+    frame_num = bits.u(sps.frame_num_bits)
+    field = None if sps.frames_only or not bits.u(1) else bits.u(1)
+    return _Slice(idr, reference, frame_num, field)
 
 
 def parse_sps(nal: bytes) -> Sps:
     """Read a sequence parameter set NAL unit.
 
     Raises:
-        IndexError: it is cut off.
+        IndexError: it is cut off, or says what none can.
     """
     bits = _Bits(nal[1:])
     profile = bits.u(8)
@@ -132,6 +207,8 @@ def parse_sps(nal: bytes) -> Sps:
                 if bits.u(1):
                     bits.skip_scaling_list(16 if index < 6 else 64)
     frame_num_bits = bits.ue() + 4
+    if frame_num_bits > 16:
+        raise IndexError("no numbers are so long")
     order_type = bits.ue()
     if order_type == 0:
         bits.ue()  # log2_max_pic_order_cnt_lsb_minus4
@@ -142,7 +219,10 @@ def parse_sps(nal: bytes) -> Sps:
         for _ in range(bits.ue()):
             bits.se()  # offset_for_ref_frame
     bits.ue()  # max_num_ref_frames
-    return Sps(frame_num_bits, bool(bits.u(1)), separate)
+    gaps_allowed = bool(bits.u(1))
+    bits.ue()  # pic_width_in_mbs_minus1
+    bits.ue()  # pic_height_in_map_units_minus1
+    return Sps(frame_num_bits, gaps_allowed, separate, frames_only=bool(bits.u(1)))
 
 
 def _avcc_sps(extradata: bytes) -> Iterator[bytes]:
@@ -155,30 +235,23 @@ def _avcc_sps(extradata: bytes) -> Iterator[bytes]:
 
 
 def _nal_units(unit: bytes, length_size: int) -> Iterator[bytes]:
-    """The NAL units of a coded picture; whoever has found the first slice stops reading."""
+    """The NAL units of a coded picture, of slices at least their headers."""
     if length_size:
         at = 0
         while at + length_size < len(unit):
             size = int.from_bytes(unit[at : at + length_size], "big")
             at += length_size
             if size:
-                yield unit[at : at + min(size, 4096)]
+                yield unit[at : at + min(size, _MOST_BYTES)]
             at += size
         return
     at = unit.find(b"\0\0\1")
     while at >= 0:
         start = at + 3
-        # Search the next start code only when the caller wants more than this unit's header.
-        if start < len(unit):
-            kind = unit[start] & 31
-            if kind in (_SLICE, _PARTITION_A, _IDR):
-                yield unit[start : start + _HEADER_BYTES]
-                at = unit.find(b"\0\0\1", start)
-            else:
-                at = unit.find(b"\0\0\1", start)
-                yield unit[start : at if at >= 0 else len(unit)]
-        else:
-            return
+        at = unit.find(b"\0\0\1", start)
+        end = at if at >= 0 else len(unit)
+        if start < end:
+            yield unit[start : min(end, start + _MOST_BYTES)]
 
 
 def _recovery_frame_count(sei: bytes) -> int | None:
@@ -200,7 +273,7 @@ def _recovery_frame_count(sei: bytes) -> int | None:
 
 
 class _Bits:
-    """Reads fixed and Exp-Golomb codes (9.1) from a NAL unit's payload; IndexError at its end."""
+    """Reads fixed and Exp-Golomb codes (9.1) from a NAL unit's payload; IndexError at its end, or where no code is."""
 
     def __init__(self, payload: bytes) -> None:
         payload = payload.replace(b"\0\0\3", b"\0\0")  # emulation prevention, 7.4.1
@@ -217,6 +290,8 @@ class _Bits:
         zeros = 0
         while not self.u(1):
             zeros += 1
+            if zeros > 32:
+                raise IndexError("no code is so long")
         return (1 << zeros) - 1 + self.u(zeros)
 
     def se(self) -> int:

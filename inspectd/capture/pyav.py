@@ -33,6 +33,13 @@ VideoPacket: TypeAlias = "Packet[VideoStream]"  # PyAV's class takes no paramete
 MAX_BAD_PACKETS: Final = 100
 """So many packets in a row without one picture (4 s at 25 fps) are no video."""
 
+_ERR_DETECT: Final = {
+    "h264": "aggressive",  # else slices with data left behind their last block come without a flag
+    "mjpeg": "explode",  # else damaged scans do
+}
+_MAX_PIXELS: Final = {"h264": 1 << 25, "hevc": 1 << 25}
+_MAX_STILL_PIXELS: Final = 1 << 27
+"""Of a picture: 8K video, and stills of 134 megapixels. A damaged header may ask for more, times 17 for references."""
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
 
 
@@ -77,8 +84,9 @@ class PacketDecoder:
         context.thread_count = 1
         context.copy_opaque = True
         context.flags |= Flags.output_corrupt  # else FFmpeg hides what precedes the first key frame
-        if self._codec == "mjpeg":
-            context.options = {"err_detect": "explode"}  # else damaged scans come without a flag
+        context.options = {"max_pixels": str(_MAX_PIXELS.get(self._codec, _MAX_STILL_PIXELS))}
+        if self._codec in _ERR_DETECT:
+            context.options |= {"err_detect": _ERR_DETECT[self._codec]}
 
         self._sequence = 0
         self._bad = 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,9 @@ from inspectd.model.preprocess import PreprocessSpec
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "model.safetensors"
+MAX_MANIFEST_BYTES = 16_000_000
+MAX_BYTES = 2_000_000_000
+"""Of all files of a bundle; one with every copy has 200 MB. Beyond that, reading alone would take minutes."""
 
 Role = Literal["ok", "defect", "empty"]
 Copy = Literal["openvino", "openvino-int8", "onnx"]
@@ -214,10 +218,18 @@ def load_bundle(path: Path) -> Bundle:
         BundleError: missing, of a newer format, with a pickle, or changed since it was written.
     """
     manifest_path = path / MANIFEST
-    if manifest_path.exists() and not manifest_path.is_file():
-        raise BundleError(f"{manifest_path}: is no plain file; copy the bundle again")
+    raw = _read_manifest(path, manifest_path)
+    manifest = _parse_manifest(manifest_path, raw)
+    _verify_files(path, manifest)
+    return Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+
+
+def _read_manifest(path: Path, manifest_path: Path) -> bytes:
     try:
-        raw = manifest_path.read_bytes()
+        if not stat.S_ISREG(manifest_path.stat().st_mode):
+            raise BundleError(f"{manifest_path}: is no plain file; copy the bundle again")
+        with manifest_path.open("rb") as file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
     except NotADirectoryError:
         raise BundleError(f"{path}: is a file; a bundle is a directory with {MANIFEST} in it") from None
     except FileNotFoundError:
@@ -225,9 +237,9 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path}: {what}; make one with: inspectd train DATA -o {path}") from None
     except OSError as err:
         raise BundleError(f"{manifest_path}: cannot be read: {err.strerror}") from err
-    manifest = _parse_manifest(manifest_path, raw)
-    _verify_files(path, manifest)
-    return Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{manifest_path}: is longer than {MAX_MANIFEST_BYTES:,} bytes; make the bundle again")
+    return raw
 
 
 def _parse_manifest(manifest_path: Path, raw: bytes) -> Manifest:
@@ -264,11 +276,16 @@ def _verify_files(root: Path, manifest: Manifest) -> None:
             raise BundleError(f"{root / name}: pickled weights are never loaded; remove the file")
         if name == WEIGHTS or name.split("/")[0] in COPY_MODEL:
             raise BundleError(f"{root / name}: is not listed in {MANIFEST}; remove it or make the bundle again")
+    size = 0
     for name, expected in manifest.files.items():
-        _verify_file(root, name, expected)
+        size += _check_place(root, name)
+        if size > MAX_BYTES:
+            raise BundleError(f"{root / name}: with it the bundle has more than {MAX_BYTES:,} bytes; make it again")
+        _verify_content(root, name, expected)
 
 
-def _verify_file(root: Path, name: str, expected: str) -> None:
+def _check_place(root: Path, name: str) -> int:
+    """Whether a plain file of the bundle is meant, and its size in bytes."""
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or not parts or not name.isprintable():
         raise BundleError(f"{root / MANIFEST}: files: {name!r} lies outside the bundle")
@@ -276,12 +293,20 @@ def _verify_file(root: Path, name: str, expected: str) -> None:
         raise BundleError(f"{root / name}: pickled weights are never loaded; export safetensors instead")
     if os.path.realpath(root / name) != str(Path(os.path.realpath(root), *parts)):
         raise BundleError(f"{root / name}: is a link; copy the bundle whole, with the files themselves")
-    if (root / name).exists() and not (root / name).is_file():
-        raise BundleError(f"{root / name}: is no plain file; copy the bundle again")  # reading a pipe would block
     try:
-        actual = file_sha256(root / name)
+        found = (root / name).stat()
     except FileNotFoundError:
         raise BundleError(f"{root / name}: missing, though {MANIFEST} lists it; copy the bundle whole") from None
+    except OSError as err:
+        raise BundleError(f"{root / name}: cannot be read: {err.strerror}") from err
+    if not stat.S_ISREG(found.st_mode):
+        raise BundleError(f"{root / name}: is no plain file; copy the bundle again")  # reading a pipe would block
+    return found.st_size
+
+
+def _verify_content(root: Path, name: str, expected: str) -> None:
+    try:
+        actual = file_sha256(root / name)
     except OSError as err:
         raise BundleError(f"{root / name}: cannot be read: {err.strerror}") from err
     if actual != expected:

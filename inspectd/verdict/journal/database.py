@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inspectd.errors import ConfigError, UsageError
-from inspectd.verdict.journal.row import HASH_BYTES
+from inspectd.verdict.journal.row import HASH_BYTES, MAX_BODY_BYTES
 
 APPLICATION_ID = 0x696E7370  # "insp"
 VERSION = 1
 BUSY_S = 1.0
 """How long a statement waits for somebody else's lock; nobody but us should hold one."""
+MAX_ROW_BYTES = MAX_BODY_BYTES + 1_000_000
+"""A damaged row may claim to be a gigabyte; SQLite would take the memory."""
 WAL_BYTES = 4_000_000
 """After so much the write-ahead log is moved into the database and begun again."""
 
@@ -76,6 +78,8 @@ def read_chain(connection: sqlite3.Connection) -> Chain:
     row = connection.execute("SELECT first_number, first_before, head_number, head_hash FROM chain").fetchone()
     if row is None:
         raise sqlite3.DatabaseError("the table chain is empty")
+    if [type(value) for value in row] != [int, bytes, int, bytes] or row[0] < 1:
+        raise sqlite3.DatabaseError("the table chain holds what no chain can have")
     return Chain(*row)
 
 
@@ -87,7 +91,7 @@ def read_last_events(connection: sqlite3.Connection) -> dict[str, dict[str, Any]
     """
     found = {}
     for kind, body in connection.execute("SELECT kind, body FROM last_events"):
-        with suppress(ValueError):
+        with suppress(ValueError, TypeError, RecursionError):
             if isinstance(data := json.loads(body), dict):
                 found[str(kind)] = data
     return found
@@ -101,6 +105,7 @@ def open_to_write(path: Path) -> sqlite3.Connection:
         sqlite3.Error: the disk is full or failing.
     """
     connection = sqlite3.connect(_uri(path, "rwc"), timeout=BUSY_S, uri=True, isolation_level=None, **_ANY_THREAD)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     try:
         new = _identify(connection, path)
         if new:
@@ -151,7 +156,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
             raise
     except sqlite3.Error as err:
         hint = ""
-        if err.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN:
+        if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CANTOPEN:
             hint = "; its writer was killed: copy it, with its -wal file, to a folder that you may write"
         raise UsageError(f"{path}: cannot be read: {err}{hint}") from None
     if new:
@@ -162,10 +167,16 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def snapshot(connection: sqlite3.Connection) -> Iterator[None]:
-    """One state of the journal for several reads. Keep it short: the write-ahead log cannot begin again meanwhile."""
+    """One state of the journal for several reads. Keep it short: the write-ahead log cannot begin again meanwhile.
+
+    Raises:
+        sqlite3.DatabaseError: what is read is damaged.
+    """
     connection.execute("BEGIN")
     try:
         yield
+    except MemoryError as err:  # what SQLite says of a row whose header makes no sense; nothing was taken
+        raise sqlite3.DatabaseError("a row claims more memory than there is") from err
     finally:
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
@@ -226,6 +237,7 @@ def _uri(path: Path, mode: str) -> str:
 
 def _connect_to_read(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(_uri(path, "ro"), timeout=BUSY_S, uri=True, isolation_level=None)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     try:
         connection.execute("PRAGMA schema_version").fetchone()
     except sqlite3.OperationalError as err:
@@ -235,7 +247,8 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         wal = path.with_name(path.name + "-wal")
         if err.sqlite_errorcode & 0xFF not in _NO_PLACE or (wal.exists() and wal.stat().st_size):
             raise
-        return sqlite3.connect(_uri(path, "ro") + "&immutable=1", uri=True, isolation_level=None)
+        connection = sqlite3.connect(_uri(path, "ro") + "&immutable=1", uri=True, isolation_level=None)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     except sqlite3.DatabaseError:
         connection.close()
         raise UsageError(f"{path}: is no SQLite database, so it is no journal") from None
@@ -258,6 +271,8 @@ def _identify(connection: sqlite3.Connection, path: Path) -> bool:
         if err.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
             raise
         raise UsageError(f"{path}: is no SQLite database; name another file") from None
+    except UnicodeDecodeError as err:  # SQLite names what it cannot read, and that is no text any more
+        raise sqlite3.DatabaseError("the names of its tables are damaged") from err
     if application == APPLICATION_ID and version > VERSION:
         raise UsageError(f"{path}: is a journal of version {version}; this inspectd knows {VERSION}: update inspectd")
     if application == APPLICATION_ID and version == VERSION:

@@ -119,7 +119,7 @@ def export(path: Path, out: TextIO, form: Format, selection: Selection) -> int:
             for row in _selected(connection, selection):
                 write(row)
                 written += 1
-        except sqlite3.Error as err:
+        except (sqlite3.Error, MemoryError) as err:  # the latter of rows whose header makes no sense
             raise InspectdError(f"{path}: cannot be read any further after {written} rows: {err}") from err
     return written
 

@@ -66,7 +66,7 @@ def read_loss(body: bytes) -> ToldLoss:
         told = json.loads(body)
         messages = {str(topic): [(int(a), int(b)) for a, b in ranges] for topic, ranges in told["messages"].items()}
         return ToldLoss(int(told["rows"]), str(told["first_at"]), str(told["last_at"]), messages, dict(told["others"]))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return ToldLoss()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from types import NoneType
 from typing import NamedTuple
 
 from inspectd.verdict.journal.database import Chain, read_chain, snapshot
@@ -14,6 +15,10 @@ PAGE_BYTES = 4_000_000
 BEFORE_ALL = -(2**63)
 
 _ROWS = "SELECT number, at_us, kind, boot_id, topic, seq, body, hash FROM rows WHERE number > ? ORDER BY number"
+
+
+_KINDS: tuple[type | tuple[type, ...], ...] = (int, int, str, str, (str, NoneType), (int, NoneType), bytes, bytes)
+"""Of the columns. A damaged page can hold others, which SQLite hands on."""
 
 
 class Page(NamedTuple):
@@ -42,6 +47,11 @@ def _some(connection: sqlite3.Connection, after: int) -> list[Row]:
     rows: list[Row] = []
     size = 0
     for values in connection.execute(_ROWS, (after,)):
+        if not all(isinstance(value, kind) for value, kind in zip(values, _KINDS, strict=True)):
+            raise sqlite3.DatabaseError(f"row {values[0]} holds a value of another kind than its column")
+        if values[0] <= after:  # a damaged index hands on rows again and again, without end
+            raise sqlite3.DatabaseError(f"row {values[0]} stands behind row {after}")
+        after = values[0]
         rows.append(Row(*values))
         size += len(rows[-1].body)
         if len(rows) >= PAGE_ROWS or size >= PAGE_BYTES:

@@ -153,6 +153,8 @@ def read_page(connection: sqlite3.Connection, boot: str, topic: str, from_seq: i
         if len(page.messages) >= limit or size >= PAGE_BYTES or len(page.missing) >= MAX_MISSING:
             page.next_seq = expected
             return page
+        if not isinstance(seq, int) or not isinstance(body, bytes):
+            raise sqlite3.DatabaseError("a row holds a value of another kind than its column")
         newest = seq
         message = _message(body)
         if message is None:
