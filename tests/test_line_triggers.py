@@ -76,7 +76,7 @@ def storm(client, count, seed, open_most=9):
 
 
 def check(client, daemon):
-    """What the issue promises, answer by answer. Counts by (verdict, reason)."""
+    """What the contract promises, answer by answer. Counts by (verdict, reason)."""
     counts = Counter()
     for trigger, (reply, sent_at) in client.accepted.items():
         for roi in ROIS:
