@@ -50,22 +50,22 @@ def write(tmp_path):
     return _write
 
 
-PERIOD_S = 0.4
+PERIOD_S = 0.6
 
 
 def conveyor(moment):
-    """Every 0.4 s a part is in view for 0.2 s; every third one is scratched in its middle."""
+    """Every 0.6 s a part is in view for 0.3 s; every third one is scratched in its middle."""
     number, phase = divmod(moment, PERIOD_S)
     if phase > PERIOD_S / 2:
         return "empty"
-    return "scratch" if number % 3 == 0 and 0.08 < phase < 0.12 else "good"
+    return "scratch" if number % 3 == 0 and 0.05 < phase < 0.25 else "good"
 
 
 def test_each_part_in_view_gets_one_verdict(write, monkeypatch):
     """Counted by the frames' own times: one message per part, and the verdict of its worst frame."""
     config = write(camera="max_age_ms = 10000\nqueue_size = 200", roi='part = { vote = "any_defect" }')
     with running_daemon(monkeypatch, config, FaultyCamera(fps=60, scene=conveyor)) as daemon, Line(daemon) as line:
-        line.until(lambda topic, m: topic == "part/line1/part/" and m["seq"] >= 7)
+        line.until(lambda topic, m: topic == "part/line1/part/" and m["seq"] >= 6)
     parts = [m for topic, m in line.messages if topic == "part/line1/part/"]
     verdicts = {m["seq"]: m for topic, m in line.messages if topic == "verdict/line1/part/"}
     assert [m["seq"] for m in parts] == list(range(1, len(parts) + 1))
