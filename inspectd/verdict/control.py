@@ -43,8 +43,8 @@ MAX_FRAME_BYTES = 2 * 1024 * 1024
 """A longer frame ends its connection before it is read; a shorter one that is no request gets its coded refusal."""
 RECEIVE_QUEUE = 8
 SEND_QUEUE = 128
-"""Messages that libzmq holds of one peer and for one peer. It learns by half a queue at a time that replies were read, so
-on a busy machine so many count as unread: with MAX_WAITING_EACH requests under way none is lost for that."""
+"""Messages that libzmq holds of one peer and for one peer. By half a queue at a time it learns that replies were read,
+so on a busy machine so many count as unread: with MAX_WAITING_EACH requests under way none is lost for that."""
 MAX_WAITING_EACH = 32
 MAX_WAITING = 256
 TURN_S = 0.002
