@@ -8,13 +8,10 @@ camera threads ──crops──> engine threads ──outcomes──> zeromq th
 from __future__ import annotations
 
 import gc
-import signal
 import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import get_args
 
 import cv2
@@ -24,7 +21,8 @@ from inspectd import __version__
 from inspectd.changeover import Changeover
 from inspectd.commands import LineCommands
 from inspectd.config import Settings
-from inspectd.errors import FatalEngineError, InspectdError
+from inspectd.errors import InspectdError
+from inspectd.health import Health
 from inspectd.lineup import LineUp, Wiring
 from inspectd.observe.http import HttpServer
 from inspectd.observe.ledger import NOT_IN_RECIPE, Ledger
@@ -32,6 +30,7 @@ from inspectd.observe.logs import Counted
 from inspectd.observe.metrics import Metrics
 from inspectd.observe.systemd import Notifier
 from inspectd.preflight import check_everything, unlearnt
+from inspectd.signals import Signals
 from inspectd.station import Station
 from inspectd.verdict.control_schema import ControlError, ReloadRequest
 from inspectd.verdict.decide import Outcome
@@ -44,15 +43,8 @@ from inspectd.workers import Deadline
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.1
-ENGINE_HANG_S = 10.0
-"""A batch that has been with the device for so long never comes back; READY goes long before that."""
-ENGINE_LATE_S = 1.0
-ZEROMQ_LATE_S = 2.0
 STOP_S = 3.0
 """The whole shutdown, in-flight work published, fits into this."""
-
-SAME_SIGNAL_S = 0.3
-"""A terminal's Ctrl-C and a parent that passes it on are one request, not an impatient second one."""
 
 VERDICTS = (
     ("pass", ""),
@@ -87,10 +79,10 @@ class Daemon:
         self.http: HttpServer
         self.station: Station
         self.changeover: Changeover
+        self.health = Health()
         self._reread = reread
         self._notifier = notifier or Notifier.from_environment()
-        self._signalled_at: float | None = None  # written by the handler, read by the main loop
-        self._reload_asked = False  # likewise
+        self._signals = Signals()
         self._stop = threading.Event()
         self._failure: BaseException | None = None  # first fatal failure of any thread; guarded by the GIL
         self._state: tuple[State, str | None] = ("starting", None)
@@ -102,7 +94,7 @@ class Daemon:
             UsageError: what the user gave is wrong; nothing was left running.
             InspectdError: a part that cannot be replaced failed.
         """
-        with self._signal_handlers(), ExitStack() as running:
+        with self._signals, ExitStack() as running:
             try:
                 self._startup(running)
                 self._main_loop()
@@ -149,6 +141,7 @@ class Daemon:
         commands.attach(self.station, self.changeover, lambda: self._state)
         self._start_cameras(running)
         _forget_what_stays()
+        self.health.attach(self.station, self.publisher, self.changeover)
         self._notifier.ready(f"{len(names)} camera(s)")
         self.started.set()
         log.info(
@@ -193,7 +186,7 @@ class Daemon:
         return desk
 
     def _start_http(self, running: ExitStack) -> None:
-        self.http = HttpServer(self.settings.http.bind, self.metrics, health=self.health, ready=self.readiness)
+        self.http = HttpServer(self.settings.http.bind, self.metrics, health=self.health.alive, ready=self.health.ready)
         self.http.start()
         running.callback(self.http.stop, 0.5)
 
@@ -255,17 +248,16 @@ class Daemon:
                 camera.supervise()
             self._reload_if_asked()
             self._update_state()
-            self._feed_watchdog()
-            self._fail_if_engine_hangs()
+            if self.health.moving():
+                self._notifier.watchdog()
             self.trouble.flush()
             self._stop.wait(TICK_S)
 
     def _should_stop(self) -> bool:
         if self._failure is not None:
             return True
-        signalled = self._signalled_at is not None
-        if signalled or self._stop.is_set():
-            log.info("stopping", why="signal" if signalled else "asked to")
+        if self._signals.stop_asked or self._stop.is_set():
+            log.info("stopping", why="signal" if self._signals.stop_asked else "asked to")
             return True
         if all(camera.finished for camera in self.station.cameras) and not self.ledger.in_flight:
             self._refuse_broken_recordings()
@@ -279,16 +271,15 @@ class Daemon:
                 raise InspectdError(f"camera {camera.name}: the recording broke off ({camera.reason}), see the log")
 
     def _reload_if_asked(self) -> None:
-        if not self._reload_asked:
+        if not self._signals.reload_asked():
             return
-        self._reload_asked = False
         try:
             self.changeover.command(ReloadRequest(op="reload"), lambda _: None)  # it logs what came of it
         except ControlError as refusal:
             log.warning("reload_refused", why=str(refusal))
 
     def _update_state(self) -> None:
-        ready, detail = self.readiness()
+        ready, detail = self.health.ready()
         wrong = {name: why for name, why in detail.items() if why != "ok"}
         state: State = "ready" if ready else "starting" if self._only_starting() else "fault"
         reason = "; ".join(f"{name}: {why}" for name, why in wrong.items()) or None
@@ -305,47 +296,6 @@ class Daemon:
             and self.changeover.problem is None
             and all(camera.state in ("starting", "ready") for camera in self.station.cameras)
         )
-
-    def _feed_watchdog(self) -> None:
-        # Fed by progress, not by being alive: a camera that is away is no hang (its supervisor retries),
-        # an engine that does not give back its batch or a silent publisher is.
-        now = time.monotonic()
-        engines_move = all(lane.runner.busy_s(now) < ENGINE_HANG_S for lane in self.station.lineup.lanes.values())
-        if engines_move and now - self.publisher.last_beat < ZEROMQ_LATE_S:
-            self._notifier.watchdog()
-
-    def _fail_if_engine_hangs(self) -> None:
-        now = time.monotonic()
-        for path, lane in self.station.lineup.lanes.items():
-            if (busy_s := lane.runner.busy_s(now)) >= ENGINE_HANG_S:
-                raise FatalEngineError(f"engine for {path.name}: no answer for {busy_s:.0f} s; only a restart helps")
-
-    # -- health -------------------------------------------------------------------------------------
-
-    def health(self) -> tuple[bool, dict[str, str]]:
-        """Alive: every thread that cannot be replaced runs."""
-        if not self.started.is_set():
-            return True, {"startup": "under way"}
-        parts = {f"engine-{path.name}": lane.runner.alive for path, lane in self.station.lineup.lanes.items()}
-        parts["zeromq"] = self.publisher.alive
-        parts["changeover"] = self.changeover.alive
-        return all(parts.values()), {name: "ok" if alive else "dead" for name, alive in parts.items()}
-
-    def readiness(self) -> tuple[bool, dict[str, str]]:
-        """Ready: alive, every camera delivers judgeable frames, every engine answers in time."""
-        alive, detail = self.health()
-        if not self.started.is_set():
-            return False, detail
-        now = time.monotonic()
-        for path, lane in self.station.lineup.lanes.items():
-            if lane.runner.busy_s(now) >= ENGINE_LATE_S:
-                detail[f"engine-{path.name}"] = "late"
-        for camera in self.station.cameras:
-            detail[f"camera {camera.name}"] = "ok" if camera.state == "ready" else camera.reason or camera.state
-        if problem := self.changeover.problem:
-            detail["changeover"] = problem
-        ready = alive and all(why == "ok" for why in detail.values())
-        return ready, detail
 
     # -- shutdown -----------------------------------------------------------------------------------
 
@@ -369,34 +319,6 @@ class Daemon:
         if self._failure is None:
             self._failure = err
         self._stop.set()
-
-    @contextmanager
-    def _signal_handlers(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for a clean stop, a second one ends the process at once; SIGHUP re-reads."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
-        self._reload_asked = True
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        # Only notes the time: setting an Event here could deadlock with the main thread inside Event.wait.
-        now = time.monotonic()
-        if self._signalled_at is None:
-            self._signalled_at = now
-        elif now - self._signalled_at > SAME_SIGNAL_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
 
 
 def _forget_what_stays() -> None:

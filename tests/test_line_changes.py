@@ -153,7 +153,7 @@ def test_a_failed_challenge_withholds_every_verdict_until_one_is_passed(line, fo
     line.until(lambda topic, m: topic.startswith("verdict/") and m["seq"] > failed[-1][1]["seq"] + 30)
     after = [m for t, m in line.messages if t.startswith("verdict/") and m["seq"] > failed[-1][1]["seq"]]
     assert {of(m, "verdict", "reason", "label") for m in after} == {("no_result", "not_ready", None)}
-    ready, detail = line.daemon.readiness()
+    ready, detail = line.daemon.health.ready()
     assert (ready, detail["changeover"]) == (False, "the challenge failed")
     (folder / "good.png").write_bytes(good)
     assert line.ask("challenge")["passed"]
@@ -201,6 +201,8 @@ def test_a_reload_takes_what_it_can_and_says_what_needs_a_restart(line, folder):
         ("[model]", "[model", "is not valid TOML"),
         ("pass_min = 0.8", "pass_min = 8", "decision.pass_min"),
         ('bundle = "bundle"', 'bundle = "elsewhere"', "elsewhere"),
+        # Each key is taken live, or needs a restart; together they only fit after one.
+        ("line1", "line2", "a restart is needed for all of it: recipes.lid: ROI 'lid' is of camera"),
     ],
 )
 def test_a_bad_reload_keeps_the_old_configuration(line, folder, old, new, message):

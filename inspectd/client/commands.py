@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -116,15 +117,16 @@ def _plain(reply: Reply) -> dict[str, Any]:
     return {key: value for key, value in reply.items() if key not in ("ok", "op", "id")}
 
 
-class Commands:
+class Commands(ABC):
     """The requests as methods that wait for their reply; `_ask` carries them.
 
     Every method raises ControlRefused when the daemon says no, ControlTimeout when no answer came within
     `timeout_s`, and UsageError for an argument that no daemon would take.
     """
 
+    @abstractmethod
     def _ask(self, command: Command[T]) -> T:
-        raise NotImplementedError
+        """Send it and wait for its reply."""
 
     def trigger(
         self, camera: str, part_id: str | None = None, *, deadline_ms: float, timeout_s: float = ASK_S

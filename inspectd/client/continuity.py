@@ -147,7 +147,7 @@ class Continuity:
     # -- replay -------------------------------------------------------------------------------------
 
     def asks(self, now: float) -> list[Ask]:
-        """What is to be asked for now. Each has to be followed by `answered` or `refused`."""
+        """The questions that are due now. Each is followed by `answered` or `refused`."""
         found: list[Ask] = []
         under_way = [topic.ask for topic in self._busy.values() if topic.ask is not None]
         for topic in list(self._busy.values()):

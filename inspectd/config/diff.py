@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from inspectd.config.sections import CameraConfig
 from inspectd.config.settings import Settings
+from inspectd.errors import ConfigError
 from inspectd.source_spec import redact
 
 LIVE_SECTIONS = ("model", "engine", "decision", "recipe", "recipes", "challenge")
@@ -49,15 +52,26 @@ def changes(old: Settings, new: Settings) -> list[Change]:
 
 
 def take_live(old: Settings, new: Settings) -> Settings:
-    """The old settings with everything new that needs no restart."""
+    """The old settings with everything new that needs no restart.
+
+    Raises:
+        ConfigError: the two do not fit each other: what is new presupposes what only a restart can change.
+    """
     theirs = {camera.name: camera for camera in new.cameras}
-    cameras = tuple(_take_live_keys(camera, theirs.get(camera.name, camera)) for camera in old.cameras)
     update: dict[str, Any] = {section: getattr(new, section) for section in LIVE_SECTIONS}
-    return old.model_copy(update=update | {"cameras": cameras})
+    try:
+        cameras = tuple(_take_live_keys(camera, theirs.get(camera.name, camera)) for camera in old.cameras)
+        # Copies are not validated by themselves, and each half was valid on its own only.
+        taken = old.model_copy(update=update | {"cameras": cameras})
+        taken.check()
+    except ValueError as err:
+        why = err.errors()[0]["msg"].removeprefix("Value error, ") if isinstance(err, ValidationError) else str(err)
+        raise ConfigError(f"a restart is needed for all of it: {why}") from None
+    return taken
 
 
 def _take_live_keys(old: CameraConfig, new: CameraConfig) -> CameraConfig:
-    return old.model_copy(update={key: getattr(new, key) for key in LIVE_CAMERA_KEYS})
+    return CameraConfig.model_validate(old.model_dump() | {key: getattr(new, key) for key in LIVE_CAMERA_KEYS})
 
 
 def _is_live(key: str, old: Settings, new: Settings) -> bool:

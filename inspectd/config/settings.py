@@ -62,6 +62,15 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Settings:
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Whether the sections fit each other.
+
+        Raises:
+            ValueError: they do not.
+        """
         refuse_repeated([camera.name for camera in self.cameras], "camera")
         self._check_recipes()
         for name in [None, *self.recipes]:
@@ -73,7 +82,6 @@ class Settings(BaseSettings):
                         f"{key}: {bind} is no loopback address and anybody could connect: bind 127.0.0.1, "
                         "set security.server_key and security.client_keys, or write security.insecure = true"
                     )
-        return self
 
     def _check_recipes(self) -> None:
         if self.recipe is not None and self.recipe not in self.recipes:
