@@ -12,7 +12,7 @@ from test_daemon import unbalanced
 
 
 class Plant:
-    """`inspectd run` on that configuration in its own process; `truth(verdict message)` is the kind that it should show.
+    """`inspectd run` on that configuration in its own process; `truth(verdict message)` is the kind it should show.
 
     Use as a context manager. At the end the books must balance, no judgement may be wrong and the exit code must be 0;
     a test that ends the daemon itself, or expects another end, sets `ends` to the exit code that it expects.
