@@ -84,6 +84,20 @@ def test_it_learns_and_says_how_well(bundle, data):
     assert sum(manifest.training["pictures"]["val"].values()) == manifest.metrics["eager"]["pictures"]
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["f32", "bf16", "fp16"])
+def test_a_gpu_learns_as_well_as_the_processor(data, tmp_path, precision):
+    """Same pictures and options on CUDA, in each precision (fp16 scales its gradients): as good, in its copies too."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    options = replace(QUICK, device="cuda", precision=precision, int8=False)
+    metrics = train(data, tmp_path / "bundle", options).manifest.metrics
+    assert metrics["eager"]["accuracy"] >= 0.95
+    assert metrics["openvino"]["operating_point"]["escapes"] == 0
+
+
 def test_every_copy_gives_what_torch_gives(bundle, data):
     """f32 within a hundredth of the largest logit; INT8 and the processor's own precision by their top class."""
     network = build_network(bundle.manifest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Concatenate, ParamSpec, TypeVar
@@ -31,14 +32,17 @@ def open_cuda_engine(bundle: Bundle, config: EngineConfig, index: int, why: str)
     Raises:
         BundleError: no weights for torch, or those of another network.
         ConfigError: `engine.precision` cannot be had on CUDA.
-        FatalEngineError: the GPU cannot be used.
+        FatalEngineError: the GPU cannot be used, or has no memory for the network.
     """
     precision = "fp16" if config.precision == "auto" else config.precision
     if precision not in _DTYPES:
         raise ConfigError(f"engine.precision: {precision} is for the CPU; on CUDA use auto, fp16, bf16 or f32")
     network = load_network(bundle)
-    device = TorchDevice(network, bundle.manifest, _DTYPES[precision], index, config.max_batch_size)
     name = f"cuda:{index}"
+    try:
+        device = TorchDevice(network, bundle.manifest, _DTYPES[precision], index, config.max_batch_size)
+    except OutOfMemory as err:
+        raise FatalEngineError(f"{name}: no memory for the network of {bundle.path.name}: {err}") from err
     return CudaEngine(device, EngineInfo("cuda", name, precision, f"{why}; {precision}"), config.max_batch_size)
 
 
@@ -123,10 +127,7 @@ class TorchDevice:
         self._logits = [torch.zeros(self._max_batch_size, classes, device=device) for _ in range(LANES)]
         self._results = [torch.zeros(self._max_batch_size, classes, pin_memory=True) for _ in range(LANES)]
         self._slots: list[Tensor] = []  # uint8 [height, width, 3] each, pinned
-        self._streams = {
-            "copy": torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
-            "compute": torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
-        }
+        self._streams = _take_streams(device)
         # All graphs run on one stream, one after the other, and leave nothing in the pool but scratch.
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
@@ -202,13 +203,34 @@ class TorchDevice:
 
     @_translated
     def close(self) -> None:
+        # At once, not when the garbage collector comes by: the next line-up needs the room.
         self._graphs.clear()
+        for held in (self._pixels, self._rows, self._logits, self._results, self._slots):
+            held.clear()
+        self._network = nn.Identity()
+        _idle_streams[self._device].append(self._streams)
 
     @torch.no_grad()
     def _forward(self, bucket: int, lane: int) -> None:
         pixels = self._pixels[lane][:bucket]  # uint8 [bucket, H, W, 3]
         inputs = normalised(pixels, self._mean, self._inverse_std, self._dtype)
         self._logits[lane][:bucket].copy_(self._network(inputs))
+
+
+Streams = dict[Stream, torch.cuda.Stream]
+_idle_streams: defaultdict[torch.device, deque[Streams]] = defaultdict(deque)
+"""Those of closed engines. cuBLAS keeps a workspace (33 MiB on an H100) for every stream that it ever saw, for good: with
+new streams at each change of recipe a GPU would fill up."""
+
+
+def _take_streams(device: torch.device) -> Streams:
+    try:
+        return _idle_streams[device].pop()
+    except IndexError:
+        return {
+            "copy": torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
+            "compute": torch.cuda.Stream(device),  # type: ignore[no-untyped-call]
+        }
 
 
 def _is_out_of_memory(err: RuntimeError) -> bool:
