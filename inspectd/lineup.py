@@ -100,7 +100,7 @@ class LineUp:
         """
         self._at_work = True
         for path, lane in self.lanes.items():
-            if not lane.runner.alive:
+            if not lane.runner.worker.alive:
                 self._at_work = False
                 raise InspectdError(f"the engine for {path.name} has failed, see the log")
 
@@ -181,8 +181,18 @@ class LineUp:
         return RoiLane(roi, self._origins[self._path(roi)], lane.batcher, Preprocessor(lane.bundle.manifest.preprocess))
 
     def _start_lane(self, path: Path, bundle: Bundle) -> ModelLane:
+        engine = make_engine(bundle, self.settings.engine)
+        try:
+            lane = self._lane_of(path, bundle, engine)
+        except BaseException:
+            engine.close()
+            raise
+        lane.runner.start()
+        self._running.callback(lane.runner.stop, DRAIN_S)
+        return lane
+
+    def _lane_of(self, path: Path, bundle: Bundle, engine: Engine) -> ModelLane:
         settings, wiring = self.settings, self._wiring
-        engine = make_engine(bundle, settings.engine)
         queues = {CHALLENGER: QueueSpec(capacity=1, live=False)}
         for camera in settings.cameras:
             if count := sum(self._path(roi) == path for roi in camera.rois):
@@ -200,8 +210,6 @@ class LineUp:
             on_failure=self._on_failure,
             trouble=wiring.trouble,
         )
-        runner.start()
-        self._running.callback(runner.stop, DRAIN_S)
         info = engine.info
         log.info(
             "engine_ready",
