@@ -1,9 +1,12 @@
 """The whole daemon on a real GPU: right, changed over while it runs, short of memory, and with its device lost."""
 
 import os
+import re
 import signal
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from colour_bundle import VERDICTS
 from daemon_process import DaemonProcess, Subscriber
@@ -113,6 +116,50 @@ def test_a_change_over_without_memory_is_refused_and_the_line_goes_on(line):
         torch.cuda.empty_cache()
     assert line.ask("recipe", name="lid")["ok"]
     line.verdict(lambda m: m["recipe"] == "lid" and m["reason"] is None)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_gpu_at_work_for_minutes_stays_right_and_grows_nowhere(made, monkeypatch):
+    """Cameras with faults by the dice as fast as they come, another recipe every five seconds; memory is flat after it.
+
+    INSPECTD_CUDA_SOAK_S sets the length (300 s).
+    """
+    import torch
+
+    seconds = float(os.environ.get("INSPECTD_CUDA_SOAK_S", "300"))
+    faults = {"corrupt": 0.001, "resized": 0.0005, "old": 0.0005, "ended": 0.0002}
+    seen, wrong, sizes = 0, [], []
+    with (
+        running_daemon(monkeypatch, made / "line.toml", FaultyCamera(fps=1000, **faults)) as daemon,
+        Line(daemon) as line,
+    ):
+        line.state("ready")
+        began = changed = time.monotonic()
+        changes = 0
+        while (now := time.monotonic()) - began < seconds:
+            if now - changed > 5:
+                changed, changes = now, changes + 1
+                assert line.ask("recipe", name=None if changes % 2 else "lid")["ok"]
+                sizes.append((now - began, resident_mb(), torch.cuda.memory_allocated() / 1e6))
+            topic, message = line.until(lambda topic, _: topic.startswith("verdict/"))[-1]
+            if message["reason"] is None:
+                seen += 1
+                if message["verdict"] != VERDICTS[kind_at(message["frame"]["pts"])]:
+                    wrong.append((topic, message))
+            line.messages.clear()
+        assert all(account.balanced for account in daemon.ledger.snapshot())
+    assert wrong == []
+    # What even changes leave; the two recipes have one and two regions, but one engine each.
+    host = np.polyfit(*np.array(sizes)[len(sizes) // 4 :, :2].T, 1)[0] * 3600
+    print(f"{seen} judgements, {changes} changes, host {sizes[0][1]:.0f} -> {sizes[-1][1]:.0f} MB ({host:+.0f} MB/h), ")
+    print("GPU, MB:", sorted({round(gpu, 1) for _, _, gpu in sizes}))
+    assert len({gpu for _, _, gpu in sizes[2:]}) <= 2
+    assert sizes[-1][1] - sizes[len(sizes) // 4][1] < 30
+
+
+def resident_mb():
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1000
 
 
 SABOTEUR = """
