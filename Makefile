@@ -4,17 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 # What the tests use beside Python packages: an RTSP server (GStreamer), Prometheus, systemd's checker.
 APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi python3-venv gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
-	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly prometheus systemd openssl gcc libc6-dev
+	gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly prometheus systemd openssl gcc libc6-dev \
+	e2fsprogs mount util-linux
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-soak test-cuda fuzz bench lint lock clean system-packages
+.PHONY: help demo test test-soak test-vm test-cuda faults fuzz audit bench lint lock clean system-packages
 
 help:
 	@echo "make demo       set up .venv, train a small model on generated parts, run the daemon on a generated camera"
 	@echo "make test       lint, types, layers and all tests"
-	@echo "make test-soak  the tests that take minutes (memory over 100,000 frames, training killed twenty times)"
+	@echo "make test-soak  the tests that take minutes, then months in SOAK_HOURS=2: faults by a seed, and a report with a picture"
+	@echo "make test-vm    USB cameras and systemd on a real kernel: a Debian guest under QEMU, built from packages"
 	@echo "make test-cuda  the tests that need an NVIDIA GPU"
-	@echo "make fuzz       coverage-guided fuzzing of configuration, bundles, control, journal and H.264 (FUZZ_SECONDS=60 each)"
+	@echo "make faults     the fault table alone; writes docs/faults.md with the times that were measured"
+	@echo "make fuzz       coverage-guided fuzzing of configuration, bundles, weights, control, journal and H.264 (FUZZ_SECONDS=60 each)"
+	@echo "make audit      what a release is installed with: hashes, licences, known holes (ADVISORIES=FOLDER in OSV format)"
 	@echo "make lock       pin anew what a release is installed with (deploy/requirements.lock)"
 	@echo "make bench      measure this machine against plain loops, serving and training"
 
@@ -59,8 +63,18 @@ test:
 	$(PYTEST) $(IN_PAIRS) $(addprefix --ignore-glob=,$(COMPUTING) $(ALONE))
 	$(PYTEST) $(ALONE)
 
+SOAK_HOURS ?= 2
+SOAK_SEED ?= 1
+
 test-soak: $(VENV)/.installed-test system-packages
-	$(BIN)/pytest -m soak --timeout=3600
+	$(BIN)/pytest -m "soak and not cuda" --timeout=3600
+	$(BIN)/python tests/soak/run.py --hours $(SOAK_HOURS) --seed $(SOAK_SEED) -o build/soak
+
+# Each row alone: what one of them costs another is no property of the fault.
+faults: $(VENV)/.installed-test system-packages
+	rm -rf build/faults
+	INSPECTD_FAULT_TIMES=build/faults $(PYTEST) -m "soak or not soak" tests/faults --deselect tests/faults/test_page.py
+	$(BIN)/python tests/faults/document.py docs/faults.md --times build/faults
 
 test-cuda: $(VENV)/.installed-test
 	$(BIN)/pytest -m cuda
@@ -74,6 +88,10 @@ $(VENV)/.installed-fuzz: $(VENV)/.installed-test
 # What is found is kept in a folder that the last line names; the same command with --keep FOLDER goes on there.
 fuzz: $(VENV)/.installed-fuzz
 	$(BIN)/python tests/hostile/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# ADVISORIES: a folder or all.zip in the OSV format. RELEASE: the Python of an installed release.
+audit: $(VENV)/.installed-test
+	$(BIN)/python deploy/audit.py $(if $(ADVISORIES),--advisories $(ADVISORIES)) $(if $(RELEASE),--python $(RELEASE))
 
 bench: $(VENV)/.installed-demo
 	$(BIN)/inspectd bench

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel
 
-from inspectd.config import GoldenPicture, RoiConfig, Settings
+from inspectd.config import GoldenPicture, RoiConfig, Settings, read_plain_file
 from inspectd.engine.batcher import Crop
 from inspectd.errors import ConfigError, Stopped
 from inspectd.frame import U8, Box, Frame
@@ -19,6 +19,8 @@ from inspectd.model.preprocess import Preprocessor
 from inspectd.observe.ledger import Ticket
 from inspectd.verdict.decide import Outcome
 
+MAX_PICTURE_BYTES = 256_000_000
+"""Of a golden picture's file: 64 megapixels in 32 bits, not compressed."""
 ANSWER_S = 10.0
 """An engine that does not judge one picture in so long has failed the challenge."""
 
@@ -153,10 +155,7 @@ def read_golden(path: Path) -> U8:
     Raises:
         ConfigError: it cannot be read.
     """
-    try:
-        raw = np.frombuffer(path.read_bytes(), np.uint8)
-    except OSError as err:
-        raise ConfigError(f"challenge: {path}: cannot be read: {err.strerror}") from None
+    raw = np.frombuffer(read_plain_file(path, MAX_PICTURE_BYTES, f"challenge: {path}"), np.uint8)
     try:
         picture = cv2.imdecode(raw, cv2.IMREAD_COLOR) if raw.size else None
     except cv2.error:

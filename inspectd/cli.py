@@ -99,7 +99,7 @@ def check(
     """Validate the configuration and everything it names, without starting anything."""
     from inspectd.commission import probe_cameras, probe_models
     from inspectd.config import load_settings
-    from inspectd.preflight import check_everything, unlearnt
+    from inspectd.preflight import check_everything, told_hashes, unlearnt
 
     settings = load_settings(config)
     if learn:
@@ -109,6 +109,8 @@ def check(
     bundles = check_everything(settings)
     for warning in unlearnt(settings):
         print(f"warn  {warning}")
+    for line in told_hashes(settings, bundles):
+        print(f"model {line}")
     if not probe:
         cameras = ", ".join(f"{camera.name} ({len(camera.rois)} ROI)" for camera in settings.cameras)
         print(f"{config}: ok, config {settings.sha256[:12]}; {cameras}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from inspectd.capture.probe import check_rois, probe
@@ -20,7 +21,8 @@ def check_settings(settings: Settings) -> dict[Path, Bundle]:
     Raises:
         UsageError: the first thing that is wrong.
     """
-    bundles = {path: load_bundle(path) for path in settings.bundles}
+    bindings = settings.bindings
+    bundles = {path: load_bundle(path, bindings.get(path)) for path in settings.bundles}
     for bundle in bundles.values():
         Decider(bundle.manifest, settings.decision)
     for camera in settings.cameras:
@@ -51,6 +53,15 @@ def check_everything(settings: Settings) -> dict[Path, Bundle]:
         except UsageError as err:
             raise err if recipe is None else type(err)(f"recipes.{recipe}: {err}") from err
     return bundles
+
+
+def told_hashes(settings: Settings, bundles: Mapping[Path, Bundle]) -> list[str]:
+    """A line for each bundle with what to bind it to, and whether it is."""
+    bound: set[Path] = set().union(*(settings.with_recipe(recipe).bindings for recipe in (None, *settings.recipes)))
+    return [
+        f'{path}: sha256 = "{bundle.sha256}" ({"bound" if path in bound else "not bound"})'
+        for path, bundle in bundles.items()
+    ]
 
 
 def unlearnt(settings: Settings) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import selectors
 import signal
 import socket
 import struct
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,14 +47,19 @@ def missing() -> str | None:
     return None if done.returncode == 0 else f"GStreamer RTSP server for {SYSTEM_PYTHON}: {done.stderr.strip()[-200:]}"
 
 
+Units = list[dict[str, Any]]
+
+
 class RtspServer:
     """One camera at `rtsp://127.0.0.1:PORT/camera`; `start`, torment, `stop`; may be started again.
 
     `clip` is a video file (H.264, HEVC or MJPEG) that is sent live and over and over, from its first
     picture for each client. With `shared` all clients watch the same run, and a late one joins in the
     middle of a group of pictures. `units` replaces the clip's coded pictures, for damaged streams.
-    `loss` is the share of RTP packets that never arrive, over either transport.
-    `auth` is (user, password); `digest` picks Digest instead of Basic authentication.
+    `scenes` are other coded pictures by name, as many as the clip's, at the same times and with the same key
+    pictures: `show` goes over to one while clients watch; a picture without data is not sent. `loss` is the share of
+    RTP packets that never arrive, over either transport. `auth` is (user, password); `digest` picks Digest instead of
+    Basic authentication.
     """
 
     def __init__(
@@ -65,7 +70,8 @@ class RtspServer:
         auth: tuple[str, str] | None = None,
         digest: bool = True,
         shared: bool = False,
-        units: list[dict[str, Any]] | None = None,
+        units: Units | None = None,
+        scenes: dict[str, Units] | None = None,
         loss: float = 0,
     ) -> None:
         self.clip = clip
@@ -73,7 +79,14 @@ class RtspServer:
         self._auth = auth
         self._options = (["--digest"] if digest else []) + (["--shared"] if shared else []) + ["--loss", str(loss)]
         self._units = units
+        self._scenes = scenes or {}
         self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+        self._told = threading.Condition()
+        # Guarded by _told.
+        self._lines: list[str] = []  # of the process
+        self.began: list[float] = []  # when each run's first picture was due, Unix seconds; over all starts
+        self.shown: list[tuple[str, float]] = []  # scenes, and since when
 
     @property
     def url(self) -> str:
@@ -99,23 +112,52 @@ class RtspServer:
 
         with av.open(str(self.clip)) as container:
             codec = container.streams.video[0].codec_context.name
-        unit_file = self.clip.with_name(f"{self.clip.name}.{self.port}.units")
-        units = self._units or access_units(self.clip)
-        unit_file.write_bytes(
-            b"".join(_UNIT.pack(u["pts"], u["dts"], u["key"], len(u["data"])) + u["data"] for u in units)
-        )
-        arguments = [str(unit_file), codec, str(self.port), *self._options]
+        scenes = {"clip": self._units or access_units(self.clip), **self._scenes}
+        folder = self.clip.with_name(f"{self.clip.name}.{self.port}.units")
+        folder.mkdir(exist_ok=True)
+        for name, units in scenes.items():
+            coded = [_UNIT.pack(u["pts"], u["dts"], u["key"], len(u["data"])) + u["data"] for u in units]
+            (folder / f"{name}.units").write_bytes(b"".join(coded))
+        arguments = [str(folder), codec, str(self.port), *self._options]
         environment = os.environ | ({"RTSP_AUTH": ":".join(self._auth)} if self._auth else {})
+        self._lines.clear()
         self._process = subprocess.Popen(
-            [SYSTEM_PYTHON, __file__, *arguments], stdout=subprocess.PIPE, env=environment, text=True
+            [SYSTEM_PYTHON, __file__, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
         )
-        with selectors.DefaultSelector() as selector:
-            assert self._process.stdout is not None
-            selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout_s) or self._process.stdout.readline() != "listening\n":
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
+        with self._told:
+            if not self._told.wait_for(lambda: self._lines, timeout_s) or self._lines[0] != "listening":
                 self.kill()
                 raise RuntimeError(f"the RTSP server did not listen on port {self.port} within {timeout_s} s")
         return self
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in chain(process.stdout, ["gone"]):
+            with self._told:
+                self._lines.append(line.rstrip())
+                match line.split():
+                    case ["playing", at]:
+                        self.began.append(float(at))
+                    case ["showing", scene, at]:
+                        self.shown.append((scene, float(at)))
+                self._told.notify_all()
+
+    def show(self, scene: str = "clip", timeout_s: float = 10) -> float:
+        """Go over to that scene, in every run with its next key picture; when that was, in Unix seconds."""
+        assert self._process is not None, "not started"
+        assert self._process.stdin is not None
+        with self._told:
+            before = len(self.shown)
+            self._process.stdin.write(f"{scene}\n")
+            self._process.stdin.flush()
+            assert self._told.wait_for(lambda: len(self.shown) > before, timeout_s), f"nobody watches {scene}"
+            return self.shown[-1][1]
 
     def stop(self) -> None:
         """End it politely (clients see their connection close); safe to call twice."""
@@ -144,14 +186,17 @@ class RtspServer:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
-        if process.stdout is not None:
-            process.stdout.close()
+        if self._reader is not None:
+            self._reader.join(10)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 # From here on: the server process, under the system's Python.
 
 
-def serve(unit_file: Path, codec: str, port: int, *, digest: bool, shared: bool, loss: float, auth: str | None) -> None:
+def serve(folder: Path, codec: str, port: int, *, digest: bool, shared: bool, loss: float, auth: str | None) -> None:
     import gi
 
     gi.require_version("Gst", "1.0")
@@ -159,7 +204,14 @@ def serve(unit_file: Path, codec: str, port: int, *, digest: bool, shared: bool,
     from gi.repository import GLib, Gst, GstRtspServer
 
     Gst.init(None)
-    units = _read_units(unit_file)
+    scenes = {path.stem: _read_units(path) for path in folder.glob("*.units")}
+    units = scenes["clip"]
+    wanted = ["clip"]  # scenes, the newest last
+
+    def listen() -> None:
+        wanted.extend(line.strip() for line in sys.stdin)
+
+    threading.Thread(target=listen, daemon=True).start()
     times = sorted(unit["pts"] for unit in units)
     # the loop's length: the last picture lasts as long as the one before
     length = times[-1] - times[0] + (times[-1] - times[-2] if len(times) > 1 else 0.04)
@@ -168,12 +220,20 @@ def serve(unit_file: Path, codec: str, port: int, *, digest: bool, shared: bool,
     def feed(source: Any, stop: threading.Event) -> None:
         base = source.get_clock().get_time() - source.get_base_time()
         started = time.monotonic()
-        lap = 0
+        print("playing", time.time(), flush=True)
+        scene, lap = "clip", 0
         while True:
-            for unit in units:
+            for number in range(len(units)):
+                changes = wanted[-1] != scene and scenes[wanted[-1]][number]["key"]
+                scene = wanted[-1] if changes else scene
+                unit = scenes[scene][number]
                 at = lap * length + unit["dts"] - units[0]["dts"]
                 if stop.wait(max(0.0, started + at - time.monotonic())):
                     return
+                if changes:
+                    print("showing", scene, time.time(), flush=True)
+                if not unit["data"]:
+                    continue
                 buffer = Gst.Buffer.new_wrapped(unit["data"])
                 buffer.pts = base + int((lap * length + unit["pts"] - units[0]["dts"]) * Gst.SECOND)
                 buffer.dts = base + int(at * Gst.SECOND)
@@ -248,9 +308,9 @@ def _role() -> Any:
     return structure
 
 
-def _read_units(path: Path) -> list[dict[str, Any]]:
+def _read_units(path: Path) -> Units:
     blob = path.read_bytes()
-    units: list[dict[str, Any]] = []
+    units: Units = []
     at = 0
     while at < len(blob):
         pts, dts, key, size = _UNIT.unpack_from(blob, at)
@@ -262,7 +322,7 @@ def _read_units(path: Path) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("units", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("codec", choices=sorted(_PAYLOADERS))
     parser.add_argument("port", type=int)
     parser.add_argument("--digest", action="store_true")
@@ -270,7 +330,7 @@ if __name__ == "__main__":
     parser.add_argument("--loss", type=float, default=0)
     given = parser.parse_args()
     serve(
-        given.units,
+        given.folder,
         given.codec,
         given.port,
         digest=given.digest,

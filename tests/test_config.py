@@ -1,5 +1,6 @@
 """The configuration: merged, validated whole, and every refusal names the key as the user wrote it."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -185,6 +186,72 @@ def test_a_malformed_credentials_file_is_refused_without_showing_it(write, tmp_p
     with pytest.raises(ConfigError) as caught:
         read_credentials(settings.cameras[0], {})
     assert content.decode(errors="replace") not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda path: path.write_text("user:" + "x" * 5000), "is longer than 4,096 bytes"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (os.mkfifo, "is no plain file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is no plain file"),
+        (lambda path: path.symlink_to("/dev/tty"), "is no plain file|cannot be read"),
+        (lambda path: path.symlink_to("secret"), "symbolic links"),
+        (lambda path: None, "no such file"),
+    ],
+    ids=["long", "folder", "pipe", "endless", "terminal", "loop", "missing"],
+)
+@pytest.mark.parametrize("place", [".", "credentials"])
+@pytest.mark.timeout(20)  # reading a pipe would wait for ever
+def test_a_credentials_file_that_is_none_is_refused_at_once(write, tmp_path, make, why, place):
+    """Whoever reconnects a camera reads it: it costs neither time nor memory, beside the file or from systemd."""
+    (tmp_path / "credentials").mkdir()
+    make(tmp_path / place / "secret")
+    settings = load_settings(write(**{'"usb:0"': '"rtsp://h/x"\ncredentials_file = "secret"'}), {})
+    with pytest.raises(ConfigError, match=f"credentials_file .*secret: .*({why})") as caught:
+        read_credentials(settings.cameras[0], {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")})
+    assert str(caught.value).isprintable()
+
+
+ONE, TWO = "1" * 64, "2" * 64
+RECIPE = (
+    MINIMAL + '[recipes.lid]\nbundle = "lid"\nrois = [{ camera = "a", name = "part", box = [0, 0, 9, 9], MODEL }]\n'
+)
+
+
+def test_a_bundle_that_is_bound_in_one_place_is_bound_wherever_it_is_named(write, tmp_path):
+    """In [model], here; the recipe names the same folder for one of its regions and says nothing of a hash."""
+    text = RECIPE.replace("MODEL", 'model = "./bundle"')
+    settings = load_settings(write(text, **{'"bundle"\n': f'"bundle"\nsha256 = "{ONE}"\n'}), {})
+    assert settings.bindings == {tmp_path / "bundle": ONE}
+    assert settings.with_recipe("lid").bindings == {tmp_path / "bundle": ONE}
+
+
+def test_each_mention_of_a_bundle_can_bind_it(write, tmp_path):
+    """A recipe's bundle and a region's; under another recipe other bundles are bound."""
+    text = RECIPE.replace('"lid"\n', f'"lid"\nsha256 = "{ONE}"\n').replace(
+        "MODEL", f'model = "other", model_sha256 = "{TWO}"'
+    )
+    settings = load_settings(write(text), {})
+    assert settings.bindings == {}
+    assert settings.with_recipe("lid").bindings == {tmp_path / "lid": ONE, tmp_path / "other": TWO}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ('"bundle"\n', f'"bundle"\nsha256 = "{ONE[:12]}"\n', "model.sha256"),
+        ('"bundle"\n', f'"bundle"\nsha256 = "{"G" * 64}"\n', "model.sha256"),
+        ("MODEL", f'model_sha256 = "{ONE}"', "model_sha256 binds `model`"),
+        ('bundle = "lid"', f'sha256 = "{ONE}"', "sha256 binds `bundle`"),
+        ("MODEL", f'model = "bundle", model_sha256 = "{TWO}"', f"bound to two hashes, {ONE} and {TWO}"),
+    ],
+)
+def test_a_binding_that_binds_nothing_or_two_is_refused(write, old, new, expected):
+    text = RECIPE.replace(old, new).replace(", MODEL", "")
+    if "two hashes" in expected:
+        text = text.replace('"bundle"\n', f'"bundle"\nsha256 = "{ONE}"\n', 1)
+    assert expected in refusal(write(text))
 
 
 def test_the_hash_changes_with_the_configuration_but_not_with_a_password(write):

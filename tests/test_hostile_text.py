@@ -26,7 +26,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", sorted(set(TARGETS) - {"weights"}))  # which have a suite of their own, beside torch
 def test_broken_data_is_refused_or_understood(name, tmp_path):
     """The targets of `make fuzz`, on their seeds and on what a disk or a stranger makes of them."""
     target = TARGETS[name](tmp_path)

@@ -59,6 +59,25 @@ def test_a_whole_bundle_loads(bundle):
     assert loaded.copy_path("openvino") == bundle / "openvino" / "model.xml"
 
 
+def test_a_bound_bundle_is_the_very_one_or_refused(bundle):
+    """One bit of a threshold leaves a valid manifest; the refusal names both hashes."""
+    bound = load_bundle(bundle).sha256
+    assert load_bundle(bundle, bound).sha256 == bound
+    raw = (bundle / "bundle.json").read_bytes()
+    (bundle / "bundle.json").write_bytes(raw.replace(b'"pass_min": 0.8', b'"pass_min": 0.9'))
+    other = load_bundle(bundle).sha256
+    with pytest.raises(BundleError, match=f"bundle.json: SHA-256 is {other}, the configuration binds it to {bound}"):
+        load_bundle(bundle, bound)
+
+
+def test_of_a_bundle_that_is_not_the_one_meant_nothing_is_parsed(bundle):
+    """Who exchanged it decides nothing, not even what the error says."""
+    bound = load_bundle(bundle).sha256
+    (bundle / "bundle.json").write_text("not even JSON")
+    with pytest.raises(BundleError, match="the configuration binds it to"):
+        load_bundle(bundle, bound)
+
+
 def test_a_copy_that_it_lacks_is_refused_by_name(bundle):
     with pytest.raises(BundleError, match="has no openvino-int8 copy"):
         load_bundle(bundle).copy_path("openvino-int8")

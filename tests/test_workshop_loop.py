@@ -234,6 +234,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert RunFolder(tmp_path / "run", {"data": "a", "size": 32}).load()[0].epochs_done == 1
 
 
+def test_a_checkpoint_whose_tensors_fit_nothing_is_refused(tmp_path):
+    """A name or a shape that a damaged header says: one line, and what to do."""
+    run(Noise(), replace(OPTIONS, epochs=1), RunFolder(tmp_path / "run", {}))
+    position, tensors = RunFolder(tmp_path / "run", {}).load()
+    name = next(name for name in tensors if name.startswith("network/") and tensors[name].ndim)
+    for changed in ({"elsewhere": tensors[name].clone()}, {name: tensors[name].flatten()[:1].clone()}):
+        RunFolder(tmp_path / "run", {}).save(position, {**tensors, **changed})
+        with pytest.raises(DataError, match="run: is damaged: its tensors fit nothing here"):
+            run(Noise(), OPTIONS, RunFolder(tmp_path / "run", {}))
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     folder = RunFolder(tmp_path / "run", {})
     run(Noise(), replace(OPTIONS, epochs=1), folder)

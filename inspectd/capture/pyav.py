@@ -23,7 +23,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from inspectd.capture.h264 import Continuity
+from inspectd.capture.h264 import Continuity, is_whole
 from inspectd.capture.picture import PictureReader
 from inspectd.errors import CaptureError
 from inspectd.frame import Clock, Frame
@@ -35,6 +35,7 @@ MAX_BAD_PACKETS: Final = 100
 
 _ERR_DETECT: Final = {
     "h264": "aggressive",  # else slices with data left behind their last block come without a flag
+    "hevc": "explode",  # else a slice that cannot be decoded leaves a picture without it, and no flag either
     "mjpeg": "explode",  # else damaged scans do
 }
 _MAX_PIXELS: Final = {"h264": 1 << 25, "hevc": 1 << 25}
@@ -80,6 +81,7 @@ class PacketDecoder:
         self._codec = context.name
         self._intra_only = context.codec.intra_only
         self._continuity = Continuity(context.extradata) if self._codec == "h264" else None
+        self._hevc_length_size = _hevc_length_size(context.extradata)
         self._reader = PictureReader(source)
         context.thread_count = 1
         context.copy_opaque = True
@@ -139,6 +141,8 @@ class PacketDecoder:
         lost, clean = False, 0 if packet.is_keyframe or self._intra_only else None
         if self._continuity is not None:
             lost, clean = self._continuity.follow(bytes(packet))
+        elif self._codec == "hevc":
+            lost = not is_whole(bytes(packet), self._hevc_length_size)
         elif self._codec == "mjpeg":
             lost = _is_cut_off(bytes(packet))
         if clean is not None:
@@ -226,6 +230,11 @@ def pts_seconds(packet: VideoPacket, time_base: Fraction | None) -> float | None
 def _is_cut_off(jpeg: bytes) -> bool:
     """Whether the picture's data has no end marker behind its last scan (thumbnails in headers come before)."""
     return jpeg.rfind(_EOI) <= jpeg.rfind(_SOS)
+
+
+def _hevc_length_size(extradata: bytes | None) -> int:
+    """Bytes of the length before each NAL unit of HEVC; 0 means start codes (ISO/IEC 14496-15, 8.3.3.1)."""
+    return (extradata[21] & 3) + 1 if extradata and extradata[0] == 1 and len(extradata) > 22 else 0
 
 
 def undecoded(width: int, height: int, stamp: Stamp) -> Frame:

@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from inspectd.capture.quality import Limits
-from inspectd.config import CameraConfig, RoiConfig
+from inspectd.config import CameraConfig, RoiConfig, read_plain_file
 from inspectd.errors import ConfigError
 
 FORMAT: Final = "inspectd.quality/1"
@@ -84,16 +84,9 @@ def read_quality(path: Path, camera: str) -> QualityFile:
         ConfigError: it is missing, cannot be read, is none, is of a newer format, or of another camera.
     """
     where = f"cameras[{camera}].quality: {path}"
+    raw = read_plain_file(path, MAX_BYTES, where, missing=f"no such file; {HOW}")
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise ConfigError(f"{where}: is longer than {MAX_BYTES:,} bytes, which is no file of learnt limits")
         learnt = QualityFile.model_validate_json(raw)
-    except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file; {HOW}") from None
-    except OSError as err:
-        raise ConfigError(f"{where}: cannot be read: {err.strerror}") from None
     except ValidationError as err:
         first = err.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -12,7 +12,7 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NoReturn, cast
 from urllib.parse import urlsplit
 
@@ -58,6 +58,7 @@ class RtspSource(Source):
         self._peer = PeerSocket(parts.port or _PORTS[parts.scheme])
         self._interrupted = threading.Event()
         self._container: InputContainer | None = None
+        self._lost = False  # RTP packets were, while the session was opened
         self._clock_known = False  # the last packet had the camera's time
         self._clock_refused = False
 
@@ -69,7 +70,7 @@ class RtspSource(Source):
         if self._interrupted.is_set():
             raise Stopped("interrupted")
         try:
-            with av.logging.Capture():
+            with av.logging.Capture() as messages:
                 self._container = av.open(
                     url,
                     options=self._options(),
@@ -77,6 +78,7 @@ class RtspSource(Source):
                 )
         except error.FFmpegError as err:
             self._raise_for(err, "connecting", timed_out=limit.deadline.passed)
+        self._lost = _tells_loss(messages)  # the first picture was received in there
         self._peer.claim()
         if self._interrupted.is_set():
             raise Stopped("interrupted")
@@ -130,7 +132,8 @@ class RtspSource(Source):
             raise Stopped("interrupted")
         if packet.size == 0:  # PyAV's sign for the end, which asks the decoder for what it still holds
             raise CaptureError("ended", f"{self._shown}: the camera closed the connection")
-        return packet, any(text.startswith("RTP:") for _level, _name, text in messages)
+        lost, self._lost = self._lost or _tells_loss(messages), False
+        return packet, lost
 
     def _capture_time(self, packet: VideoPacket, wall: float) -> tuple[float, Clock]:
         """When the picture was taken, Unix seconds, and whose clock says so.
@@ -165,6 +168,11 @@ class RtspSource(Source):
         if doing == "reading":
             raise CaptureError("ended", f"{where}: the connection broke: {err.strerror}") from None
         raise CaptureError("refused", f"{where}: cannot connect: {err.strerror}") from None
+
+
+def _tells_loss(messages: Iterable[tuple[int, str, str]]) -> bool:
+    """Whether FFmpeg has noticed a gap in the RTP sequence."""
+    return any(text.startswith("RTP:") for _level, _name, text in messages)
 
 
 class _TimeLeft:

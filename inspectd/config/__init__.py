@@ -3,6 +3,8 @@
 Nothing below this package reads the environment. `config.example.toml` explains every key.
 """
 
+from inspectd.config.credentials import read_credentials
+from inspectd.config.plain_file import read_plain_file
 from inspectd.config.sections import (
     CameraConfig,
     ChallengeConfig,
@@ -23,7 +25,7 @@ from inspectd.config.sections import (
     RoiConfig,
     SecurityConfig,
 )
-from inspectd.config.settings import ENV_PREFIX, Settings, load_settings, read_credentials
+from inspectd.config.settings import ENV_PREFIX, Settings, load_settings
 
 __all__ = [
     "ENV_PREFIX",
@@ -48,4 +50,5 @@ __all__ = [
     "Settings",
     "load_settings",
     "read_credentials",
+    "read_plain_file",
 ]

@@ -46,10 +46,13 @@ def is_local(endpoint: str) -> bool:
 
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 HostPort = Annotated[str, AfterValidator(_host_port)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""In lower-case hex, whole: a prefix binds nothing."""
 
 
 class ModelConfig(Section):
     bundle: Path
+    sha256: Sha256 | None = None
 
 
 class EngineConfig(Section):
@@ -82,6 +85,7 @@ class RoiConfig(Section):
     name: Name
     box: tuple[int, int, int, int]
     model: Path | None = None
+    model_sha256: Sha256 | None = None
     part: PartConfig | None = None
 
     @field_validator("box")
@@ -91,6 +95,12 @@ class RoiConfig(Section):
         if x < 0 or y < 0 or width < 8 or height < 8:
             raise ValueError(f"{list(box)} lies outside any frame: [x, y, width, height], x and y from 0, sides from 8")
         return box
+
+    @model_validator(mode="after")
+    def _binds_something(self) -> RoiConfig:
+        if self.model_sha256 is not None and self.model is None:
+            raise ValueError("model_sha256 binds `model`, which is not set; [model] sha256 binds [model] bundle")
+        return self
 
     @property
     def area(self) -> Box:
@@ -102,6 +112,7 @@ class CameraConfig(Section):
     name: Name
     source: Annotated[str, Field(min_length=1, max_length=4096)]
     credentials_file: Path | None = None
+    identity: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     transport: Literal["tcp", "udp"] = "tcp"
     size: tuple[Annotated[int, Field(ge=16, le=16384)], Annotated[int, Field(ge=16, le=16384)]] | None = None
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
@@ -127,6 +138,8 @@ class CameraConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> CameraConfig:
         refuse_repeated([roi.name for roi in self.rois], "ROI")
+        if self.identity is not None and parse_source(self.source).kind != "usb":
+            raise ValueError(f"identity is known of USB cameras only; {self.name} is none")
         if self.triggered:
             if not self.live:
                 raise ValueError(
@@ -189,8 +202,15 @@ class JournalConfig(Section):
     path: Path | None = None
     sync: Literal["group", "before_publish"] = "group"
     commit_ms: Annotated[float, Field(ge=1, le=1000)] = 50
+    required: bool = False
     max_rows: Annotated[int, Field(ge=1000, le=10_000_000_000)] = 10_000_000
     max_mb: Annotated[int, Field(ge=16, le=10_000_000)] = 4096
+
+    @model_validator(mode="after")
+    def _can_be_required(self) -> JournalConfig:
+        if self.required and (self.path is None or self.sync != "before_publish"):
+            raise ValueError('required = true needs a path, and sync = "before_publish"')
+        return self
 
 
 class EvidenceConfig(Section):
@@ -226,6 +246,7 @@ class RecipeConfig(Section):
     """What one product needs; what is absent stays as it is outside the recipes."""
 
     bundle: Path | None = None
+    sha256: Sha256 | None = None
     decision: DecisionConfig | None = None
     rois: tuple[RecipeRoi, ...] = ()
     challenge: tuple[GoldenPicture, ...] | None = None
@@ -233,6 +254,14 @@ class RecipeConfig(Section):
     @model_validator(mode="after")
     def _distinct_rois(self) -> RecipeConfig:
         refuse_repeated([f"{roi.camera}/{roi.name}" for roi in self.rois], "ROI")
+        return self
+
+    @model_validator(mode="after")
+    def _binds_something(self) -> RecipeConfig:
+        if self.sha256 is not None and self.bundle is None:
+            raise ValueError(
+                "sha256 binds `bundle`, which this recipe does not set; [model] sha256 binds the common one"
+            )
         return self
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from inspectd.config.bindings import bind_everywhere, named_bundles
 from inspectd.config.sections import (
     CameraConfig,
     ChallengeConfig,
@@ -103,13 +104,14 @@ class Settings(BaseSettings):
         if name is None:
             return self.model_copy(update={"recipe": None})
         recipe = self.recipes[name]
+        own_model = None if recipe.bundle is None else ModelConfig(bundle=recipe.bundle, sha256=recipe.sha256)
         challenge = self.challenge
         if recipe.challenge is not None:
             challenge = challenge.model_copy(update={"pictures": recipe.challenge})
         return self.model_copy(
             update={
                 "recipe": name,
-                "model": self.model if recipe.bundle is None else ModelConfig(bundle=recipe.bundle),
+                "model": own_model or self.model,
                 "decision": self.decision if recipe.decision is None else recipe.decision,
                 "cameras": tuple(_with_rois(camera, recipe) for camera in self.cameras),
                 "challenge": challenge,
@@ -132,6 +134,11 @@ class Settings(BaseSettings):
         """Every bundle that judges a ROI."""
         used = [roi.model or self.model.bundle for camera in self.cameras for roi in camera.rois]
         return tuple(dict.fromkeys(used))
+
+    @property
+    def bindings(self) -> dict[Path, str]:
+        """The SHA-256, in hex, that a bundle which judges a ROI must have, where one is given."""
+        return {bundle: sha256 for bundle, sha256 in named_bundles(self.model, self.cameras) if sha256 is not None}
 
     @property
     def sha256(self) -> str:
@@ -161,32 +168,10 @@ def load_settings(path: Path, environ: Mapping[str, str] | None = None) -> Setti
     except Exception as err:
         # pydantic-settings wraps a malformed JSON value of an environment variable
         raise ConfigError(f"{path}: environment: {err}") from err
-    return _resolve_paths(settings, path.resolve().parent)
-
-
-def read_credentials(camera: CameraConfig, environ: Mapping[str, str] | None = None) -> tuple[str, str] | None:
-    """User and password of a camera, from its `credentials_file` (one line, `user:password`), or None.
-
-    A plain name is looked up in `$CREDENTIALS_DIRECTORY` (systemd's LoadCredential=) first.
-
-    Raises:
-        ConfigError: the file is missing or not of that form. The message never holds its content.
-    """
-    if camera.credentials_file is None:
-        return None
-    path = camera.credentials_file
-    folder = (os.environ if environ is None else environ).get("CREDENTIALS_DIRECTORY")
-    if folder and (Path(folder) / path.name).is_file():
-        path = Path(folder) / path.name
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as err:
-        why = err.strerror if isinstance(err, OSError) else "not UTF-8"
-        raise ConfigError(f"camera {camera.name}: credentials_file {path}: cannot be read: {why}") from None
-    user, colon, password = text.partition(":")
-    if not colon or not user or "\n" in text:
-        raise ConfigError(f"camera {camera.name}: credentials_file {path}: expected one line user:password")
-    return user, password
+        return bind_everywhere(_resolve_paths(settings, path.resolve().parent))
+    except ValueError as err:
+        raise ConfigError(f"{path}: {err}") from None
 
 
 def _sorted(value: Any) -> Any:
@@ -274,7 +259,7 @@ def _resolve_paths(settings: Settings, folder: Path) -> Settings:
     security, challenge = settings.security, settings.challenge
     return settings.model_copy(
         update={
-            "model": ModelConfig(bundle=folder / settings.model.bundle),
+            "model": settings.model.model_copy(update={"bundle": folder / settings.model.bundle}),
             "cameras": tuple(resolved(camera) for camera in settings.cameras),
             "recipes": {name: of_recipe(recipe) for name, recipe in settings.recipes.items()},
             "challenge": challenge.model_copy(update={"pictures": pictures(challenge.pictures)}),

@@ -211,17 +211,26 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_bundle(path: Path) -> Bundle:
+def load_bundle(path: Path, bound_to: str | None = None) -> Bundle:
     """Read and verify a bundle: format, manifest, and the hash of every file in it.
 
+    `bound_to` is the SHA-256, in hex, that the manifest must have: with it nothing in the bundle can be another than
+    whoever wrote down that hash has seen, not one bit of a threshold.
+
     Raises:
-        BundleError: missing, of a newer format, with a pickle, or changed since it was written.
+        BundleError: missing, of a newer format, with a pickle, changed since it was written, or not the one meant.
     """
     manifest_path = path / MANIFEST
     raw = _read_manifest(path, manifest_path)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    if bound_to is not None and sha256 != bound_to:
+        raise BundleError(
+            f"{manifest_path}: SHA-256 is {sha256}, the configuration binds it to {bound_to}; "
+            "the bundle was exchanged or edited: put the right one back, or bind the new one"
+        )
     manifest = _parse_manifest(manifest_path, raw)
     _verify_files(path, manifest)
-    return Bundle(path=path, manifest=manifest, sha256=hashlib.sha256(raw).hexdigest())
+    return Bundle(path=path, manifest=manifest, sha256=sha256)
 
 
 def _read_manifest(path: Path, manifest_path: Path) -> bytes:

@@ -146,9 +146,15 @@ def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | N
     for name, tensor in own.items():
         if given[name].shape != tensor.shape:
             return f"{name} is {list(given[name].shape)}, expected {list(tensor.shape)}"
+        if given[name].is_floating_point() != tensor.is_floating_point():
+            return f"{name} is {_kind(given[name])}, expected {_kind(tensor)}"
         if tensor.is_floating_point() and not bool(torch.isfinite(given[name]).all()):
             return f"{name} holds values that are no finite numbers"
     return None
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +24,7 @@ from inspectd.errors import DataError
 
 _FORMAT = "inspectd.checkpoint/1"
 _LAST, _BEST = "last.safetensors", "best.safetensors"
+_HELP = "start over with --restart"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,12 @@ class Position:
 
     @classmethod
     def from_json(cls, text: str) -> Position:
-        position = json.loads(text)
-        return cls(**{**position, "best_key": tuple(position["best_key"])})
+        """As `asdict` and `json` wrote it.
+
+        Raises:
+            ValueError: it is none.
+        """
+        return TypeAdapter(cls).validate_json(text)
 
 
 class RunFolder:
@@ -67,14 +73,18 @@ class RunFolder:
             DataError: damaged, of another version, or of another run.
         """
         metadata, tensors = _read(self.path / _LAST)
-        theirs = json.loads(metadata["identity"])
+        try:
+            position = Position.from_json(metadata["position"])
+            theirs = dict(json.loads(metadata["identity"]))
+        except (KeyError, TypeError, ValueError, RecursionError):
+            raise DataError(f"{self.path / _LAST}: is damaged: nobody can tell where it stood; {_HELP}") from None
         if different := [key for key in self._identity if theirs.get(key) != self._identity[key]]:
             key = different[0]
             raise DataError(
                 f"{self.path}: that run had {key} {_short(theirs.get(key))}, now it is {_short(self._identity[key])}; "
                 "resume it with what it was started with, or start over with --restart"
             )
-        return Position.from_json(metadata["position"]), tensors
+        return position, tensors
 
     def load_best(self) -> dict[str, Tensor]:
         """The best weights, by the network's own names."""
@@ -130,11 +140,9 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError) as err:
-        raise DataError(
-            f"{path}: cannot be read: {' '.join(str(err).split())[:200]}; start over with --restart"
-        ) from err
+        raise DataError(f"{path}: cannot be read: {' '.join(str(err).split())[:200]}; {_HELP}") from err
     if metadata.get("format") != _FORMAT:
-        raise DataError(f"{path}: is no checkpoint of this version; start over with --restart")
+        raise DataError(f"{path}: is no checkpoint of this version; {_HELP}")
     return metadata, tensors
 
 

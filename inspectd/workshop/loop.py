@@ -242,7 +242,15 @@ class _Fit:
         text, tensors = self._world.shared(json.dumps(asdict(found)), tensors)
         if not tensors:
             return
-        self._position = Position.from_json(text)
+        try:
+            self._take_up(Position.from_json(text), tensors)
+        except (LookupError, RuntimeError, TypeError, ValueError) as err:
+            where = "the checkpoint" if self._run_folder is None else self._run_folder.path
+            raise DataError(f"{where}: is damaged: its tensors fit nothing here; start over with --restart") from err
+        log.info("resumed", epochs_done=self._position.epochs_done)
+
+    def _take_up(self, position: Position, tensors: dict[str, Tensor]) -> None:
+        self._position = position
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "averaged": {}, "optimiser": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
@@ -254,7 +262,6 @@ class _Fit:
         self._micro = self._position.micro_batch or self._micro
         if self._position.scaler:
             self._scaler.load_state_dict(self._position.scaler)
-        log.info("resumed", epochs_done=self._position.epochs_done)
 
     def _take_best(self) -> None:
         if self._world.main and self._position.best_epoch:

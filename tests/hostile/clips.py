@@ -114,13 +114,16 @@ def camera(path: Path) -> CameraConfig:
 # -- the two ways in ------------------------------------------------------------------------------------
 
 
-def decode(units: list[Timed], codec: str = "h264") -> tuple[list[Frame], str | None]:
-    """Coded pictures through the decoder; frames, and why it gave up, if it did."""
+def decode(
+    units: list[Timed], codec: str = "h264", is_key: Callable[[Unit], bool] = lambda nals: False
+) -> tuple[list[Frame], str | None]:
+    """Coded pictures through the decoder; frames, and why it gave up, if it did. FFmpeg's parser says which are key."""
     decoder = PacketDecoder(av.CodecContext.create(codec, "r"), "hostile")
     frames: list[Frame] = []
     try:
         for pts, nals in units:
-            packet = Packet(annex_b(nals))
+            packet = Packet(nals[0] if codec == "mjpeg" else annex_b(nals))
+            packet.is_keyframe = is_key(nals)
             packet.pts, packet.time_base = round(pts * 90_000), Fraction(1, 90_000)
             frames += decoder.decode(packet, Stamp(0.0, 0.0, "arrival", pts))
         frames += decoder.flush()

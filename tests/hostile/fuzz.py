@@ -19,7 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RSS_MB = 2048
 TIMEOUT_S = 10
-MAX_BYTES = {"h264": 1000, "journal": 600, "control": 2000}
+MAX_BYTES = {"configuration": 8000, "manifest": 8000, "control": 2000, "journal": 600, "h264": 1000, "weights": 4000}
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("targets", nargs="*", default=["configuration", "manifest", "control", "journal", "h264"])
+    parser.add_argument("targets", nargs="*", default=list(MAX_BYTES))
     given = parser.parse_args()
     folder = given.keep or Path(tempfile.mkdtemp(prefix="inspectd-fuzz-"))
     failed = [name for name in given.targets if not _fuzz(name, folder / name, given.seconds, given.seed)]
@@ -41,7 +41,7 @@ def _fuzz(name: str, folder: Path, seconds: int, seed: int) -> bool:
     command = [
         *(sys.executable, __file__, "--child", name, str(folder)),
         *(f"-max_total_time={seconds}", f"-seed={seed}", f"-rss_limit_mb={RSS_MB}", f"-timeout={TIMEOUT_S}"),
-        *(f"-artifact_prefix={folder}/found-", f"-max_len={MAX_BYTES.get(name, 8000)}", "-print_final_stats=1"),
+        *(f"-artifact_prefix={folder}/found-", f"-max_len={MAX_BYTES[name]}", "-print_final_stats=1"),
         *("-verbosity=1", f"-dict={folder}/words", str(folder / "corpus")),
     ]
     print(f"-- {name}", flush=True)

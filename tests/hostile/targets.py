@@ -170,12 +170,31 @@ def h264(folder: Path) -> Target:
     return Target(check, [bytes([len(units[0]) % 256]) + units[0] + unit for unit in units])
 
 
+def weights(folder: Path) -> Target:
+    """The header of a safetensors file: tensors that fit, or one line. Only here torch is needed."""
+    from hostile import weights as suite
+
+    suite.prepare(folder)
+    files = {"network": folder / "whole.safetensors", "checkpoint": folder / "whole.run" / "last.safetensors"}
+    whole = [path.read_bytes() for path in files.values()]
+    header_ends = [8 + int.from_bytes(data[:8], "little") for data in whole]
+
+    def check(data: bytes) -> None:
+        for reader, good, end in zip(files, whole, header_ends, strict=True):
+            for length in (data[:8], (len(data) - 8).to_bytes(8, "little") if len(data) > 8 else b""):
+                suite.refusal(reader, folder, length + data[8:] + good[end:])
+
+    seeds = [data[:end] for data, end in zip(whole, header_ends, strict=True)]
+    return Target(check, seeds, ("dtype", "data_offsets", "F32", "I64", "__metadata__", "shape", "best_key"))
+
+
 TARGETS: dict[str, Callable[[Path], Target]] = {
     "configuration": configuration,
     "manifest": manifest,
     "control": control,
     "journal": journal,
     "h264": h264,
+    "weights": weights,
 }
 
 
