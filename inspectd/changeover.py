@@ -33,12 +33,14 @@ from inspectd.verdict.control_schema import (
     Request,
 )
 from inspectd.verdict.publisher import Answer
-from inspectd.workers import Worker
+from inspectd.workers import BEAT_S, Worker
 
 log = structlog.get_logger(__name__)
 
 WAITING = 4
 """Commands that may wait for the one that is under way; the next is refused as busy."""
+JOB_S = 120.0
+"""Loading, compiling and challenging another line-up takes seconds. After so long it never comes to its end."""
 
 
 class Events(Protocol):
@@ -87,7 +89,7 @@ class Changeover:
         self._metrics = metrics
         self._journal = journal
         self._commands: Queue[tuple[Request, Answer]] = Queue(WAITING)
-        self._worker = Worker("changeover", self._run, on_failure)
+        self.worker = Worker("changeover", self._run, on_failure)
         self._challenge_at = float("inf")
         self._recipe_known = recipe_known
 
@@ -95,11 +97,11 @@ class Changeover:
 
     def start(self) -> None:
         self._schedule()
-        self._worker.start()
+        self.worker.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Refuse what waits, and let what is under way come to its end."""
-        return self._worker.stop(timeout_s)
+        return self.worker.stop(timeout_s)
 
     def command(self, request: Request, answer: Answer) -> None:
         """Have it done; `answer` is called in the thread "changeover".
@@ -120,11 +122,6 @@ class Changeover:
         self._metrics.show_recipe(lineup.recipe, lineup.config)
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._worker.alive
-
-    @property
     def problem(self) -> str | None:
         """Why nothing may pass, or None."""
         if not self._recipe_known:
@@ -135,13 +132,16 @@ class Changeover:
 
     def _run(self, stopping: Event) -> None:
         while not stopping.is_set():
+            self.worker.beat()
             try:
-                request, answer = self._commands.get(timeout=0.2)
+                request, answer = self._commands.get(timeout=BEAT_S)
             except Empty:
                 if time.monotonic() >= self._challenge_at:
+                    self.worker.beat(JOB_S)
                     self._challenge_running()
                     self._schedule()
                 continue
+            self.worker.beat(JOB_S)
             answer(self._do(request))
         while not self._commands.empty():
             self._commands.get()[1](ControlError("stopping", "the daemon is being stopped"))

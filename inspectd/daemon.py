@@ -38,7 +38,7 @@ from inspectd.verdict.evidence import EvidenceStore
 from inspectd.verdict.journal import Journal, ReplayDesk
 from inspectd.verdict.publisher import Publisher
 from inspectd.verdict.schema import NoResultReason, State
-from inspectd.workers import Deadline
+from inspectd.workers import LATE_S, Deadline, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +86,7 @@ class Daemon:
         self._stop = threading.Event()
         self._failure: BaseException | None = None  # first fatal failure of any thread; guarded by the GIL
         self._state: tuple[State, str | None] = ("starting", None)
+        self._workers: list[Worker] = []  # beside those that `health` knows of itself
 
     def run(self) -> int:
         """Run to the end; 0 after a clean stop.
@@ -138,10 +139,10 @@ class Daemon:
         )
         running.callback(self._stop_engines)
         self._start_changeover(wiring, running, recipe_known=recipe_known)
-        commands.attach(self.station, self.changeover, lambda: self._state)
+        commands.attach(self.station, self.changeover, lambda: self.publisher.state)
         self._start_cameras(running)
         _forget_what_stays()
-        self.health.attach(self.station, self.publisher, self.changeover)
+        self.health.attach(self.station, self.publisher, self.changeover, self._workers)
         self._notifier.ready(f"{len(names)} camera(s)")
         self.started.set()
         log.info(
@@ -158,6 +159,7 @@ class Daemon:
             return
         self.journal = Journal(config, self.boot_id, self.metrics)
         self.journal.start()
+        self._workers.append(self.journal.worker)
         running.callback(self.journal.stop, 0.5)
 
     def _recipe(self) -> tuple[str | None, bool]:
@@ -182,12 +184,14 @@ class Daemon:
             return None
         desk = ReplayDesk(self.settings.journal.path, self.boot_id, self.journal.flush)
         desk.start()
+        self._workers.append(desk.worker)
         running.callback(desk.stop, 0.5)
         return desk
 
     def _start_http(self, running: ExitStack) -> None:
         self.http = HttpServer(self.settings.http.bind, self.metrics, health=self.health.alive, ready=self.health.ready)
         self.http.start()
+        self._workers.append(self.http.worker)
         running.callback(self.http.stop, 0.5)
 
     def _start_publisher(self, lineup: LineUp, commands: LineCommands, running: ExitStack) -> None:
@@ -195,6 +199,7 @@ class Daemon:
         if self.settings.evidence.dir is not None:
             evidence = EvidenceStore(self.settings.evidence, self.boot_id, self.metrics)
             evidence.start()
+            self._workers.append(evidence.worker)
             running.callback(evidence.stop, 0.5)
         self.publisher = Publisher(
             self.settings.publish,
@@ -207,6 +212,7 @@ class Daemon:
             security=self.settings.security,
             journal=self.journal,
             before_publish=self.settings.journal.sync == "before_publish",
+            required=self.settings.journal.required,
             evidence=evidence,
             commands=commands,
         )
@@ -284,9 +290,9 @@ class Daemon:
         state: State = "ready" if ready else "starting" if self._only_starting() else "fault"
         reason = "; ".join(f"{name}: {why}" for name, why in wrong.items()) or None
         self.metrics.set_ready(ready)
+        self.publisher.set_state(state, reason, valid_s=LATE_S)  # on every turn: a loop that hangs is not ready
         if (state, reason) != self._state:
             self._state = (state, reason)
-            self.publisher.set_state(state, reason)
             log.info("state", state=state, **wrong)
             self._notifier.status(" ".join([state, *(f"{name}: {why};" for name, why in wrong.items())]))
 
@@ -294,6 +300,7 @@ class Daemon:
         return (
             self._state[0] == "starting"
             and self.changeover.problem is None
+            and not self.publisher.holds_passes_back
             and all(camera.state in ("starting", "ready") for camera in self.station.cameras)
         )
 

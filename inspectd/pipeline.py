@@ -144,7 +144,7 @@ class CropProducer:
             lane.batcher.give_back(slot)
             raise
         self._observe_crop(time.monotonic() - started)
-        expires_at = frame.arrival + self._max_age_s
+        expires_at = frame.arrival - frame.waited_s + self._max_age_s
         if triggers:
             expires_at = min(expires_at, max(trigger.deadline_at for trigger in triggers))
         crop = Crop(
@@ -204,12 +204,13 @@ def captured_monotonic(frame: Frame, max_age_s: float) -> float:
 
     A driver's or an RTCP clock tells more than the arrival does, but it is believed only where it puts the capture
     within `max_age_s` before the arrival; a camera whose clock is wrong by more does not make every trigger fail.
-    A frame is never taken for newer than its arrival.
+    A frame is never taken for newer than its arrival, less what it had waited before that.
     """
+    newest = frame.arrival - frame.waited_s
     if frame.clock == "arrival":
-        return frame.arrival
+        return newest
     captured = time.monotonic() - (time.time() - frame.captured_at)
-    return captured if frame.arrival - max_age_s <= captured < frame.arrival else frame.arrival
+    return captured if frame.arrival - max_age_s <= captured < newest else newest
 
 
 def frame_outcome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,13 @@ from collections.abc import Callable
 import structlog
 
 log = structlog.get_logger(__name__)
+
+LATE_S = 1.0
+"""A thread that gives no sign for longer is late, unless it said beforehand that it may be."""
+HANG_S = 8.0
+"""A thread, or a batch with its device, that has been late for so long never comes back: only a new process helps."""
+BEAT_S = 0.25
+"""So long at most a thread waits for work without giving a sign."""
 
 
 class Deadline:
@@ -33,6 +41,9 @@ class Worker:
     traceback, and reaches `on_failure` (called in the dying thread): failure becomes a state that
     people can see, never a silently missing thread.
 
+    A thread that hangs has no exception. So `target` calls `beat()` on every turn, and who watches over it asks
+    `late_s()`. A target that never does is never late.
+
     `stop()` may be called from anywhere, any number of times, before or after `start()`.
     """
 
@@ -47,6 +58,7 @@ class Worker:
         self.failure: BaseException | None = None  # written once, by the thread itself, before it ends
         self._target = target
         self._on_failure = on_failure
+        self._beat_by = math.inf  # monotonic seconds; written by the thread, read anywhere
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -74,6 +86,18 @@ class Worker:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    def beat(self, again_in_s: float = LATE_S) -> None:
+        """The thread's sign of life: it moves, and will say so again within that time.
+
+        Infinite where it goes to a disk: that may take long without any fault of ours, and whoever owns the disk's
+        state tells how that is.
+        """
+        self._beat_by = time.monotonic() + again_in_s
+
+    def late_s(self, now: float) -> float:
+        """For how long its sign of life is overdue, at `now` (monotonic seconds); 0 when it is not."""
+        return max(0.0, now - self._beat_by)
 
     def _run(self) -> None:
         try:

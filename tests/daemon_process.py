@@ -13,13 +13,16 @@ import zmq
 
 
 class DaemonProcess:
-    """`inspectd run -c FILE` with JSON logs; knows its endpoints once it has logged `started`."""
+    """`inspectd run -c FILE` with JSON logs; knows its endpoints once it has logged `started`.
 
-    def __init__(self, config: Path, env=None):
+    `program` is what Python runs: inspectd itself, or a script that prepares something in the process and then runs it.
+    """
+
+    def __init__(self, config: Path, env=None, program=("-m", "inspectd")):
         self.logs: list[dict] = []
         self._changed = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "inspectd", "run", "-c", str(config)],
+            [sys.executable, *map(str, program), "run", "-c", str(config)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -97,13 +100,18 @@ class DaemonProcess:
 
 
 class Subscriber:
-    """A plain ZeroMQ subscriber that keeps everything it got, with the time it got it."""
+    """A plain ZeroMQ subscriber that keeps everything it got, with the time it got it.
 
-    def __init__(self, endpoint, topics=("",)):
+    `curve` are the server's public key and its own pair, (server, public, secret), where the daemon wants keys.
+    """
+
+    def __init__(self, endpoint, topics=("",), curve=None):
         self.socket = zmq.Context.instance().socket(zmq.SUB)
         self.socket.set(zmq.RCVHWM, 0)
         self.socket.set(zmq.LINGER, 0)
         self.socket.set(zmq.RECONNECT_IVL, 5)
+        if curve is not None:
+            self.socket.curve_serverkey, self.socket.curve_publickey, self.socket.curve_secretkey = curve
         for topic in topics:
             self.socket.subscribe(topic)
         self.socket.connect(endpoint)

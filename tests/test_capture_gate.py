@@ -56,6 +56,13 @@ class TestOrder:
         gate, arrival, pts = settled_gate()
         assert gate.admit(frame(arrival + 9, pts + 0.04, width=32), arrival + 19) == "resized"
 
+    def test_age_is_what_a_frame_had_waited_before_it_arrived_and_since(self):
+        gate, arrival, pts = settled_gate(max_age_ms=500)
+        late = frame(arrival + 0.34, pts + 0.04)
+        assert gate.admit(late, arrival + 0.44) == "admitted"
+        assert late.waited_s == pytest.approx(0.3, abs=0.02)
+        assert gate.admit(frame(arrival + 0.38, pts + 0.08), arrival + 0.68) == "stale"
+
     def test_age_comes_before_frost(self):
         gate, arrival, pts = settled_gate(frozen_after_s=1)
         still = frame(arrival + 0.03, pts + 0.03, noise=False)
@@ -473,6 +480,26 @@ def test_a_clock_drawn_outside_the_rois_does_not_hide_a_frozen_picture():
 def test_one_living_roi_of_several_is_enough():
     detector = FrostDetector([Box(0, 16, 32, 32), Box(0, 0, 16, 16)], 0.5)
     assert not any(frozen_at(detector, [frame(n / 10) for n in range(10)]))
+
+
+def test_an_encoder_that_codes_one_picture_in_several_ways_is_frozen_all_the_same():
+    """The key picture and the ones after it differ by a few levels, over and over; over USB nothing is coded so."""
+
+    def admissions(source):
+        gate = Gate(config(source, frozen_after_s=2))
+        coded = [np.full((HEIGHT, WIDTH), 90 + step, np.uint8) for step in (0, 1, 2, 2, 2)]
+        return [gate.admit(frame(n / 10, n / 10, luma=coded[n % 5], noise=False), n / 10) for n in range(60)]
+
+    assert admissions("rtsp://camera/1").index("frozen") == 23  # the third is the last one new
+    assert "frozen" not in admissions("usb:0")
+
+
+def test_pictures_that_come_again_after_many_others_are_no_frost():
+    """A camera that is tried with a short recording, over and over."""
+    gate = Gate(config(frozen_after_s=1))
+    loop = [np.full((HEIGHT, WIDTH), 50 + step, np.uint8) for step in range(20)]
+    admissions = [gate.admit(frame(n / 10, n / 10, luma=loop[n % 20], noise=False), n / 10) for n in range(90)]
+    assert set(admissions[20:]) == {"admitted"}
 
 
 def test_a_camera_that_comes_back_with_the_same_picture_is_still_frozen():

@@ -87,7 +87,7 @@ def counters(text, name):
 
 
 def unbalanced(text):
-    """Cameras and ROIs of a scrape for which captured != verdicts + dropped + in flight."""
+    """Cameras and ROIs of a scrape for which captured + without_frame != verdicts + dropped + in flight."""
     captured = counters(text, "inspectd_frames_captured_total")
     wrong = []
     for labels, in_flight in counters(text, "inspectd_frames_in_flight").items():
@@ -98,8 +98,9 @@ def unbalanced(text):
             return sum(v for k, v in counters(text, name).items() if camera in k and roi in k)
 
         settled = total("inspectd_verdicts_total") + total("inspectd_frames_dropped_total")
-        if captured[camera] != settled + in_flight:
-            wrong.append((labels, captured[camera], settled, in_flight))
+        begun = captured[camera] + total("inspectd_verdicts_without_frame_total")
+        if begun != settled + in_flight:
+            wrong.append((labels, begun, settled, in_flight))
     return wrong
 
 

@@ -469,7 +469,7 @@ def test_stop_writes_what_waits_and_counts_what_it_cannot(tmp_path: Path, monkey
 
     def slow(self: Shelf, path: str, data: bytes) -> None:
         first.set()
-        assert hurried.store._worker.stopping.wait(WAIT_S)
+        assert hurried.store.worker.stopping.wait(WAIT_S)
         add(self, path, data)
 
     monkeypatch.setattr(Shelf, "add", slow)
@@ -478,7 +478,7 @@ def test_stop_writes_what_waits_and_counts_what_it_cannot(tmp_path: Path, monkey
         hurried.keep()
     assert first.wait(WAIT_S)
     hurried.store.stop(0)
-    assert hurried.store._worker.join(WAIT_S)
+    assert hurried.store.worker.join(WAIT_S)
     assert (hurried.counts.written, hurried.counts.lost) == (1, {"shutdown": 9})
 
 
@@ -487,7 +487,7 @@ def test_a_defect_of_ours_ends_pictures_and_nothing_else(tmp_path: Path, monkeyp
     monkeypatch.setattr(Shelf, "add", lambda *_: 1 / 0)
     with running(tmp_path) as bench:
         bench.keep()
-        assert bench.store._worker.join(WAIT_S)
+        assert bench.store.worker.join(WAIT_S)
         assert bench.store.failing
         assert bench.keep() is None
         assert bench.counts.lost["disk"] == 1

@@ -153,3 +153,35 @@ def test_a_limit_on_the_file_size_is_a_state_too(tmp_path):
     assert str(path) in done.stdout
     found = verify(path)
     assert (found.faults, found.messages > 10) == ([], True)
+
+
+def test_a_disk_that_is_unmounted_is_not_replaced_by_its_mount_point(small_disk):
+    """A new journal on the disk around it would hide once the right one is back: what is handed over waits for that."""
+    elsewhere = small_disk.with_name("elsewhere")
+    elsewhere.mkdir()
+    subprocess.run(["mount", "--bind", small_disk, elsewhere], check=True)
+    try:
+        path = small_disk / "journal.db"
+        with journal(path, commit_ms=1) as made:
+            made.message(TOPIC, 1, body(1))
+            assert made.write_through(10)
+            subprocess.run(["umount", "--lazy", small_disk], check=True)
+            made.message(TOPIC, 2, body(2))
+            eventually(lambda: made.why is not None and "not mounted any more" in made.why)
+            assert list(small_disk.iterdir()) == []
+            subprocess.run(["mount", "--bind", elsewhere, small_disk], check=True)
+            made.told.until(lambda told: told.oks[-1:] == [True])
+            assert made.write_through(10)
+        assert verify(path).messages == 2
+    finally:
+        subprocess.run(["umount", "--lazy", elsewhere], check=True)
+
+
+def test_nothing_is_opened_on_a_disk_without_room(small_disk):
+    """SQLite maps a file there into memory; a page without a block would end the process instead of being an error."""
+    path = small_disk / "journal.db"
+    write(path, BOOT, [("boot", None, None, b"{}")])
+    fill(small_disk)
+    with journal(path, "boot-2") as made:
+        assert "its disk is full" in made.why
+        assert not path.with_name("journal.db-shm").exists()

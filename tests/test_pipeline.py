@@ -8,6 +8,7 @@ import pytest
 from scripted_engine import EngineError, FatalEngineError, ScriptedEngine
 
 from inspectd.config import CameraConfig, DecisionConfig
+from inspectd.engine import runner
 from inspectd.engine.batcher import Batcher, QueueSpec, slots_needed
 from inspectd.engine.runner import EngineRunner
 from inspectd.errors import Stopped
@@ -16,7 +17,7 @@ from inspectd.model.bundle import ClassSpec, Manifest
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
 from inspectd.observe.ledger import Ledger
 from inspectd.observe.logs import Counted
-from inspectd.pipeline import CropProducer, Judge, RoiLane
+from inspectd.pipeline import CropProducer, Judge, RoiLane, captured_monotonic
 from inspectd.verdict.decide import Decider, Origin
 
 CLASSES = (ClassSpec(name="good", role="ok"), ClassSpec(name="bad", role="defect"))
@@ -171,6 +172,26 @@ def test_a_late_verdict_is_stale_not_pass():
     assert bench.batcher.free == bench.slots
 
 
+def test_what_a_frame_had_waited_before_it_arrived_counts_as_age():
+    """A backlog that alone is young enough to be judged, and a busy engine that alone is quick enough."""
+    bench = Bench(max_age_ms=500)
+    late = bench.frame(arrival=time.monotonic() - 0.3)
+    late.waited_s = 0.3
+    bench.runner.start()
+    bench.producer.inspect(late)
+    bench.wait_for(2)
+    assert bench.runner.stop(10)
+    assert {(verdict, reason) for _, _, verdict, reason in bench.verdicts()} == {("no_result", "stale")}
+
+
+@pytest.mark.parametrize(("clock", "behind_s"), [("arrival", 0.0), ("rtcp", 0.1), ("rtcp", -5.0), ("driver", 9.0)])
+def test_a_frame_out_of_a_backlog_answers_no_trigger_that_came_while_it_waited(clock, behind_s):
+    """Whatever clock stamped it, and however wrong that is: it shows the part before."""
+    frame = Bench().frame()
+    frame.clock, frame.waited_s, frame.captured_at = clock, 0.3, time.time() - behind_s
+    assert captured_monotonic(frame, max_age_s=0.5) <= frame.arrival - 0.3
+
+
 def test_one_failed_batch_costs_only_its_own_crops():
     """An EngineError becomes no_result(engine_error) for that batch; the next is judged."""
     bench = Bench(max_batch_size=2)
@@ -184,6 +205,39 @@ def test_one_failed_batch_costs_only_its_own_crops():
     assert reasons[0] == "engine_error"
     assert reasons[1] is None
     assert not bench.failures
+
+
+def test_failures_that_follow_one_another_are_told_until_a_batch_succeeds(monkeypatch):
+    """An engine that does nothing but fail is `failing`; one that nobody has asked for long is not."""
+    monkeypatch.setattr(runner, "LATE_S", 0.0)
+    bench = Bench(max_batch_size=2)
+    assert not bench.runner.failing(time.monotonic())
+    bench.engine.fail_next.append(EngineError("one bad batch"))
+    bench.producer.inspect(bench.frame())
+    bench.runner.start()
+    bench.wait_for(2)
+    bench.engine.fail_next.append(EngineError("another"))
+    bench.producer.inspect(bench.frame())
+    bench.wait_for(4)
+    assert bench.runner.failing(time.monotonic())
+    assert not bench.runner.failing(time.monotonic() + runner.HANG_S)
+    bench.producer.inspect(bench.frame())
+    assert bench.runner.stop(10)
+    assert not bench.runner.failing(time.monotonic())
+
+
+def test_an_engine_that_fails_for_too_long_is_dead(monkeypatch):
+    """Its failure is fatal: only a new process helps, if anything does."""
+    monkeypatch.setattr(runner, "LATE_S", 0.0)
+    monkeypatch.setattr(runner, "HANG_S", 0.0)
+    bench = Bench(answer=lambda pixels: np.array([np.nan, 0], np.float32))
+    bench.producer.inspect(bench.frame())
+    bench.runner.start()
+    bench.wait_for(2)
+    assert bench.runner.stop(10)
+    assert [type(err) for err in bench.failures] == [FatalEngineError]
+    assert {reason for _, _, _, reason in bench.verdicts()} == {"engine_error"}
+    assert bench.balanced()
 
 
 def test_a_fatal_engine_error_answers_everything_and_ends():

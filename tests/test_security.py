@@ -19,7 +19,7 @@ from line_sockets import Keys, Line, Peer, serving
 
 from inspectd import cli
 from inspectd.config import SecurityConfig
-from inspectd.errors import ConfigError, InspectdError, UsageError
+from inspectd.errors import ConfigError, UsageError
 from inspectd.verdict import access as access_module
 from inspectd.verdict.connections import Connections
 from inspectd.verdict.keyring import Client, Keyring
@@ -193,12 +193,14 @@ class TestChanges:
     def test_the_admitting_thread_s_end_is_a_failure_people_see(
         self, keys: Keys, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """If nobody can be admitted any more, the thread of the sockets fails instead of serving on in silence."""
+        """If nobody can be admitted any more, whoever watches over the sockets' threads finds one that has ended."""
         line = Line(keys.config, lambda *_: None, "tcp://127.0.0.1:*", "tcp://127.0.0.1:*")
         monkeypatch.setattr(access_module.Access, "_answer", lambda *_: 1 / 0)
         with keys.peer(zmq.REQ, line.sockets.control_endpoint, keys.new("plc", "control")) as plc:
-            line.join()
-            assert isinstance(line.failure, InspectdError)
+            (admitting,) = line.sockets.workers
+            assert admitting.join(10)
+            assert not admitting.alive
+            assert isinstance(admitting.failure, ZeroDivisionError)
             assert plc.silent()
         line.close()
 

@@ -39,6 +39,7 @@ FAIL = Decision("fail", None, "scratch", 0.8, {"good": 0.2, "scratch": 0.8})
 
 
 ORIGIN = Origin("m0de1", "c0nf19")
+MAX_AGE_S = 60.0  # longer than any test: only what is old on purpose is stale
 
 
 def roster(cameras: tuple[str, ...]) -> Roster:
@@ -46,7 +47,9 @@ def roster(cameras: tuple[str, ...]) -> Roster:
     return Roster(
         config="c0nf19",
         recipe=None,
-        cameras=tuple(CameraConfig(name=name, source="usb:0", rois=rois) for name in cameras),
+        cameras=tuple(
+            CameraConfig(name=name, source="usb:0", max_age_ms=1000 * MAX_AGE_S, rois=rois) for name in cameras
+        ),
         origins={name: {"part": ORIGIN, "label": ORIGIN} for name in cameras},
         parts={},
     )
@@ -312,6 +315,20 @@ class TestLastDefence:
         rig.await_settled()
         assert rig.verdicts() == {("no_result", "engine_error"): 1, ("pass", ""): 1}
 
+    @pytest.mark.parametrize("said", [PASS, FAIL, Decision("no_result", None, "empty", 0.9, {"empty": 0.9})])
+    def test_what_became_too_old_on_its_way_is_stale(
+        self, rig: Rig, subscribe: Callable[..., Sub], said: Decision
+    ) -> None:
+        """Judged in time, and then this process stood still: whatever it says, it says of a part that has gone."""
+        sub = connected(subscribe(rig))
+        rig.publish(1, said, arrival=time.monotonic() - MAX_AGE_S)
+        rig.publish(1, no_result("corrupt"), arrival=time.monotonic() - MAX_AGE_S)
+        got = [m for _, m in sub.until(lambda _, m: m.seq == 2 and isinstance(m, Verdict)) if isinstance(m, Verdict)]
+        assert [(m.verdict, m.reason, m.label) for m in got] == [
+            ("no_result", "stale", None),
+            ("no_result", "corrupt", None),
+        ]
+
     def test_it_is_logged_once_a_second_at_most(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         """A burst of 500 makes one line."""
         monkeypatch.setattr(message_module, "log", structlog.get_logger())
@@ -491,13 +508,13 @@ class TestHeartbeat:
         assert sum(rig.verdicts().values()) > 1000
 
     def test_shows_that_the_thread_turns(self, rig: Rig, subscribe: Callable[..., Sub]) -> None:
-        """last_beat follows, idle or not: what the watchdog looks at."""
+        """Never late, idle or not: what the watchdog looks at."""
         sub = subscribe(rig, "heartbeat/")
         sub.next()
-        before = rig.publisher.last_beat
         sub.next()
         sub.next()
-        assert rig.publisher.last_beat > before
+        assert rig.publisher.worker.late_s(time.monotonic()) == 0
+        assert rig.publisher.worker.late_s(time.monotonic() + 2 * HEARTBEAT_S + 1) > 0
         assert rig.publisher.alive
 
 

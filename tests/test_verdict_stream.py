@@ -71,7 +71,7 @@ def test_what_changes_its_meaning_while_it_waits_is_journaled_again_and_sent_so(
     """The seq stays; the later row counts."""
     stream = make(done, before_publish=True)
     told = []
-    stream.tell("x/", status, instead=lambda message: status(message.seq, "fault"), then=told.append)
+    stream.tell("x/", status, instead=lambda message, recorded: status(message.seq, "fault"), then=told.append)
     stream.flush()
     assert done == [("journal", "x/", 1), ("wait",), ("journal", "x/", 1), ("send", "x/", 1)]
     assert told[0].state == "fault"

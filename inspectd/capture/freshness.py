@@ -72,6 +72,7 @@ class BacklogDetector:
         self._gap = 0.0  # between the last two arrivals
         self._pts: float | None = None
         self._stale = True  # what the last frame was
+        self.waited_s = 0.0  # the last frame's delay above the floor, as far as both clocks tell
         self._unclocked_since = math.inf  # the arrival since which frames without pts came without a gap
 
     def stale(self, arrival: float, pts: float | None) -> bool:
@@ -88,7 +89,8 @@ class BacklogDetector:
             else:
                 self._follow_clock(lag, went_on=max(0.0, min(arrival - self._arrival, pts - self._pts)))
             self._pts = pts
-            self._stale = not self._settled or lag - self._floor > self._max_age_s
+            self.waited_s = max(0.0, lag - self._floor)
+            self._stale = not self._settled or self.waited_s > self._max_age_s
         self._gap = arrival - self._arrival
         self._arrival = arrival
         return self._stale
@@ -130,7 +132,7 @@ class BacklogDetector:
         gap = arrival - self._arrival
         # A slow camera's intervals are no gaps: a gap stands out from the interval before it.
         if gap > max(self._max_age_s, 2 * self._gap):
-            self._pts = None
+            self._pts, self.waited_s = None, 0.0
             self._unclocked_since = arrival
         if self._pts is not None:
             return self._stale  # a single frame without: as old as its neighbour

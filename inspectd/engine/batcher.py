@@ -23,6 +23,7 @@ from inspectd.errors import Stopped
 from inspectd.frame import U8, Box, Clock, Frame
 from inspectd.observe.ledger import Ticket
 from inspectd.trigger import Trigger
+from inspectd.workers import BEAT_S
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +70,7 @@ class Batcher:
         self, memory: U8, queues: Mapping[str, QueueSpec], max_batch_size: int, max_wait_s: float = 0.0
     ) -> None:
         self.max_batch_size = max_batch_size
-        self._max_wait_s = max_wait_s
+        self.max_wait_s = max_wait_s
         self._specs = dict(queues)
         self._mutex = threading.Lock()
         self._filled = threading.Condition(self._mutex)  # a crop was queued, or closed
@@ -128,17 +129,17 @@ class Batcher:
         self.release((slot,))
 
     def take(self, block: bool) -> list[Crop] | None:
-        """The next batch: 1 to `max_batch_size` crops, the cameras in turn.
+        """The next batch: 1 to `max_batch_size` crops, the cameras in turn. None once closed and drained.
 
-        Without `block` an empty list when nothing waits. None once closed and drained.
+        An empty list when nothing waits; with `block` only after `BEAT_S`, so that the caller can give a sign of life.
         """
         with self._mutex:
-            while block and not self._waiting and not self._closed:
-                self._filled.wait()
+            if block and not self._waiting and not self._closed:
+                self._filled.wait(BEAT_S)
             if not self._waiting:
                 self._drained = self._closed
                 return None if self._closed else []
-            if self._max_wait_s and block:
+            if self.max_wait_s and block:
                 self._wait_for_more()
             batch = self._next_in_turn()
             self._freed.notify_all()
@@ -174,7 +175,7 @@ class Batcher:
         # is not made to wait again. A drop may remove that first crop; its successor is later, and
         # keeping the earlier deadline only shortens the wait.
         assert self._mutex.locked()
-        deadline = min(queue[0].queued_at for queue in self._queues.values() if queue) + self._max_wait_s
+        deadline = min(queue[0].queued_at for queue in self._queues.values() if queue) + self.max_wait_s
         while self._waiting < self.max_batch_size and not self._closed:
             left = deadline - time.monotonic()
             if left <= 0 or not self._filled.wait(left):

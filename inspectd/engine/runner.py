@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from inspectd.engine.base import Engine, Scores
 from inspectd.engine.batcher import Batcher, Crop
 from inspectd.errors import EngineError, FatalEngineError
 from inspectd.observe.logs import Counted
-from inspectd.workers import Worker
+from inspectd.workers import HANG_S, LATE_S, Worker
 
 
 class ScoreSink(Protocol):
@@ -47,27 +49,32 @@ class EngineRunner:
         self._on_batch = on_batch
         self._trouble = trouble
         self._name = name
-        self._worker = Worker(name, self._run, on_failure)
+        self.worker = Worker(name, self._run, on_failure)
         self._pending: deque[tuple[list[Crop], float]] = deque()  # batches in flight with their submission times
-        # Written by the engine thread, read by the supervisor; a float or None is swapped whole.
+        # Written by the engine thread, read by the supervisor; a float, a pair or None is swapped whole.
         self._busy_since: float | None = None
+        self._failing: tuple[float, float] | None = (
+            None  # first and last of the batches that failed one after the other
+        )
 
     def start(self) -> None:
-        self._worker.start()
+        self.worker.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Judge what is queued and in flight, then end; False when that took too long."""
         self._batcher.close()
-        return self._worker.stop(timeout_s)
+        return self.worker.stop(timeout_s)
 
-    @property
-    def alive(self) -> bool:
-        return self._worker.alive
-
-    def busy_s(self, now: float) -> float:
-        """For how long the oldest batch has been with the device; 0 when idle. Grows when the device hangs."""
+    def late_s(self, now: float) -> float:
+        """For how long too long its oldest batch has been with the device, or its thread has given no sign."""
         since = self._busy_since
-        return 0.0 if since is None else max(0.0, now - since)
+        late_s = 0.0 if since is None else max(0.0, now - since - LATE_S)
+        return max(late_s, self.worker.late_s(now))
+
+    def failing(self, now: float) -> bool:
+        """Whether nothing but failures has come from the engine for a second; nothing at all for long is no failure."""
+        failing = self._failing
+        return failing is not None and failing[1] - failing[0] >= LATE_S and now - failing[1] < HANG_S
 
     def _run(self, stop: threading.Event) -> None:
         try:
@@ -84,6 +91,7 @@ class EngineRunner:
 
     def _turn(self) -> bool:
         """One turn: submit what waits, then collect the oldest batch once nothing more can be submitted."""
+        self.worker.beat(LATE_S + self._batcher.max_wait_s)
         batch = self._batcher.take(block=not self._pending)
         if batch:
             self._submit(batch)
@@ -120,12 +128,34 @@ class EngineRunner:
         self._busy_since = self._pending[0][1] if self._pending else None
         if scores is None or len(scores) != len(crops):
             self._each(crops, self._sink.failed)
+            self._note_failure(now)
             return
-        for crop, row in zip(crops, scores, strict=True):
-            if now < crop.expires_at:
+        sound = [bool(np.isfinite(row).all()) for row in scores]
+        for crop, row, is_sound in zip(crops, scores, sound, strict=True):
+            if not is_sound:
+                self._sink.failed(crop)
+            elif now < crop.expires_at:
                 self._sink.scored(crop, row, now - submitted_at)
             else:
                 self._sink.expired(crop)
+        if not all(sound):
+            self._trouble.count("batch_failed", engine=self._name, error="scores that are no finite numbers")
+        if any(sound):
+            self._failing = None
+        else:
+            self._note_failure(now)
+
+    def _note_failure(self, now: float) -> None:
+        """An engine that does nothing but fail is as good as dead.
+
+        Raises:
+            FatalEngineError: that has gone on for so long that only a restart can help.
+        """
+        first, last = self._failing or (now, now)
+        since = first if now - last < HANG_S else now
+        self._failing = since, now
+        if now - since >= LATE_S + HANG_S:
+            raise FatalEngineError(f"every batch has failed for {now - since:.0f} s; only a restart can help")
 
     @staticmethod
     def _each(crops: Sequence[Crop], deliver: Callable[[Crop], None]) -> None:

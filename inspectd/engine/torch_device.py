@@ -219,8 +219,8 @@ class TorchDevice:
 
 Streams = dict[Stream, torch.cuda.Stream]
 _idle_streams: defaultdict[torch.device, deque[Streams]] = defaultdict(deque)
-"""Those of closed engines. cuBLAS keeps a workspace (33 MiB on an H100) for every stream that it ever saw, for good: with
-new streams at each change of recipe a GPU would fill up."""
+"""Those of closed engines. cuBLAS keeps a workspace (33 MiB on an H100) for every stream that it ever saw, for good:
+with new streams at each change of recipe a GPU would fill up."""
 
 
 def _take_streams(device: torch.device) -> Streams:

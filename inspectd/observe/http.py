@@ -24,7 +24,7 @@ import structlog
 from inspectd.errors import ConfigError
 from inspectd.observe.logs import redacted
 from inspectd.observe.metrics import Metrics
-from inspectd.workers import Worker
+from inspectd.workers import LATE_S, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +63,7 @@ class HttpServer:
         self._bind = bind
         self._metrics = metrics
         self._probes = {"/healthz": health, "/readyz": ready}
-        self._worker = Worker("http", self._serve, on_failure)
+        self.worker = Worker("http", self._serve, on_failure)
         self._server: _Server | None = None  # set by start
 
     def start(self) -> None:
@@ -73,14 +73,14 @@ class HttpServer:
             ConfigError: the address cannot be bound.
         """
         self._server = _listen(self._bind, self._answer)
-        self._worker.start()
+        self.worker.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Stop accepting, cut off what is being answered; True when the thread is gone."""
-        self._worker.signal()
+        self.worker.signal()
         if self._server is not None:
             self._server.wake()
-        return self._worker.stop(timeout_s)
+        return self.worker.stop(timeout_s)
 
     @property
     def url(self) -> str:
@@ -95,7 +95,10 @@ class HttpServer:
         assert self._server is not None
         with self._server as server:
             while not stop.is_set():
+                self.worker.beat(TURN_S + LATE_S)
                 server.handle_request()  # returns after one connection, or TURN_S
+                if server.exhausted:
+                    stop.wait(TURN_S)
                 server.cut_off(time.monotonic() - REQUEST_TIMEOUT_S)
         server.cut_off(time.monotonic())
 
@@ -129,9 +132,20 @@ class _Server(socketserver.TCPServer):
     def __init__(self, family: socket.AddressFamily, address: tuple[Any, ...], answer: Answer) -> None:
         self.address_family = family
         self.answer = answer
+        self.exhausted = False  # no descriptor or no memory was left for the last who came
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # connection -> monotonic start; guarded by _lock
         super().__init__(address[:2], _Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        # Without a descriptor for it a connection stays where it is, and the listener readable: trying again at once
+        # would take a whole core from the line, for as long as that lasts.
+        try:
+            return super().get_request()
+        except OSError as err:
+            if err.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._is_exhausted(str(err.strerror))
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -142,9 +156,17 @@ class _Server(socketserver.TCPServer):
                 request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.shutdown_request(request)
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=self._answer_one, args=(request, client_address), name="http-request", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as err:  # no memory for one more
+            self._forget(request)
+            self._is_exhausted(str(err))
+            self.shutdown_request(request)
+        else:
+            self.exhausted = False
 
     def cut_off(self, started_before: float) -> None:
         """Shut connections that are older down: whoever reads or writes them fails at once."""
@@ -159,6 +181,11 @@ class _Server(socketserver.TCPServer):
         with contextlib.suppress(OSError):  # closed already
             self.socket.shutdown(socket.SHUT_RDWR)
 
+    def _is_exhausted(self, why: str) -> None:
+        if not self.exhausted:
+            self.exhausted = True
+            log.warning("http_exhausted", why=why)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
@@ -172,9 +199,12 @@ class _Server(socketserver.TCPServer):
         except Exception:  # noqa: BLE001 - top of a thread
             self.handle_error(request, client_address)
         finally:
-            with self._lock:  # before it is closed: cut_off must not touch a descriptor that is used anew
-                del self._open[request]
+            self._forget(request)
             self.shutdown_request(request)
+
+    def _forget(self, request: socket.socket) -> None:
+        with self._lock:  # before it is closed: cut_off must not touch a descriptor that is used anew
+            del self._open[request]
 
 
 class _Handler(BaseHTTPRequestHandler):

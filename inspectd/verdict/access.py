@@ -5,6 +5,7 @@ A thread of its own, because it reads files: a disk that hangs holds up newcomer
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from threading import Event
@@ -14,11 +15,11 @@ import zmq
 from zmq.utils import z85
 
 from inspectd.config import SecurityConfig
-from inspectd.errors import ConfigError, InspectdError, UsageError
+from inspectd.errors import ConfigError, UsageError
 from inspectd.verdict.keyring import Client, Keyring
 from inspectd.verdict.keys import Certificate, load_certificate
 from inspectd.verdict.seldom import Seldom
-from inspectd.workers import Worker
+from inspectd.workers import LATE_S, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class Access:
         self._zap = context.socket(zmq.REP)
         self._zap.setsockopt(zmq.LINGER, 0)
         self._zap.bind(_ZAP_ENDPOINT)
-        self._worker = Worker("access", self._run)
+        self.worker = Worker("access", self._run)
 
     def protect(self, socket: zmq.Socket[bytes]) -> None:
         """Let a socket that is not bound yet take only clients whose key is known."""
@@ -74,26 +75,17 @@ class Access:
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # refuse, where nobody answers
 
     def start(self) -> None:
-        self._worker.start()
+        self.worker.start()
 
     def client(self, key: bytes | None) -> Client | None:
         """Who a public key (Z85) belongs to at this moment; any thread."""
         return None if key is None else self._keyring.clients.get(key)
 
-    def check(self) -> None:
-        """Do nothing, as long as the thread is well.
-
-        Raises:
-            InspectdError: it has failed, and nobody new can connect.
-        """
-        if self._worker.failure is not None:
-            raise InspectdError(f"access: the thread that admits clients failed: {self._worker.failure}")
-
     def close(self) -> None:
         """End the thread and give everything back; the context can be terminated then."""
-        self._worker.signal()
+        self.worker.signal()
         os.eventfd_write(self._wake, 1)
-        self._worker.stop(1.0)  # longer only when a disk hangs
+        self.worker.stop(1.0)  # longer only when a disk hangs
         self._zap.close()
         os.close(self._wake)
 
@@ -102,7 +94,9 @@ class Access:
         poller.register(self._zap, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
         while not stopping.is_set():
+            self.worker.beat(LOOK_S + LATE_S)
             asked = dict(poller.poll(int(LOOK_S * 1000)))
+            self.worker.beat(math.inf)  # a disk that hangs holds up newcomers, never a verdict
             if self._keyring.refresh():
                 self.revoked += 1
             if self._zap in asked:

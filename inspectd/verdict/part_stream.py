@@ -38,7 +38,7 @@ class _Counter:
 class PartStream:
     """The part counters of all ROIs that have one. Owned by the thread "zeromq".
 
-    `tell(make, camera, roi)` publishes what `make(seq)` gives.
+    `tell(make, camera, roi)` publishes what `make(seq)` gives, and counts it by what was published.
     """
 
     def __init__(
@@ -83,7 +83,6 @@ class PartStream:
             return Part(boot_id=self._boot_id, seq=seq, published_at=timestamp(time.time()), **asdict(result))
 
         self._tell(make, *key)
-        self._metrics.part(*key, result.verdict)
 
     def _measure(self, key: tuple[str, str]) -> None:
         counter = self._counters[key]

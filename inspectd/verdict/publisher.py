@@ -14,6 +14,7 @@ What full means, place by place:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,25 +99,26 @@ class Publisher:
         security: SecurityConfig | None = None,
         journal: MessageJournal | None = None,
         before_publish: bool = False,
+        required: bool = False,
         evidence: Evidence | None = None,
         commands: Commands | None = None,
     ) -> None:
         self.endpoint = config.bind
         self.control_endpoint = ""
-        self.last_beat = time.monotonic()  # of the loop's last turn; written by the thread only
         self._config = config
         self._control = control or ControlConfig(bind="tcp://127.0.0.1:*")
         self._security = security or SecurityConfig()
         self._ledger = ledger
         self._journal = journal
         self._before_publish = before_publish
+        self._required = required and before_publish
         self._commands = commands
         self._on_failure = on_failure
         self._set_subscribers = metrics.set_subscribers
         self._cameras = frozenset(camera.name for camera in roster.cameras)
         self._mailbox: Mailbox[Waiting | _Status | _Reply | Roster] = Mailbox(CAPACITY)
-        self._worker = Worker("zeromq", self._run, on_failure)
-        self._state: tuple[State, str | None] = ("starting", None)  # swapped whole, by any thread
+        self.worker = Worker("zeromq", self._run, on_failure)
+        self._state: tuple[State, str | None, float] = ("starting", None, math.inf)  # swapped whole, by any thread
         self._vouched = False  # likewise
         self._stop_by = Deadline(0.0)  # written by stop() before it signals
         self._drained = True  # written by the thread as it ends
@@ -124,7 +126,9 @@ class Publisher:
         # From here on the thread's own, once it runs.
         self._sockets: Sockets
         self._stream: Stream
-        self._teller = Teller(boot_id, roster, ledger, metrics, lambda: self._vouched, journal, evidence)
+        self._teller = Teller(
+            boot_id, roster, ledger, metrics, lambda: self._vouched, journal, evidence, required=self._required
+        )
         self._heartbeat_at = 0.0
 
     # -- any thread ---------------------------------------------------------------------------------
@@ -160,8 +164,8 @@ class Publisher:
         self.endpoint = self._sockets.endpoint
         self.control_endpoint = self._sockets.control_endpoint
         self._drained = False
-        self.last_beat = self._heartbeat_at = time.monotonic()
-        self._worker.start()
+        self._heartbeat_at = time.monotonic()
+        self.worker.start()
 
     def publish(self, outcome: Outcome) -> None:
         """Hand over one outcome; its ticket is settled once it was sent.
@@ -183,9 +187,22 @@ class Publisher:
             raise KeyError(camera)
         self._mailbox.put(_Status(camera, state, reason))
 
-    def set_state(self, state: State, reason: str | None = None) -> None:
-        """The state that heartbeats carry from now on."""
-        self._state = (state, reason)
+    def set_state(self, state: State, reason: str | None = None, *, valid_s: float = math.inf) -> None:
+        """The state that heartbeats carry from now on, for `valid_s` at most: then it is a fault to say no more."""
+        self._state = (state, reason, time.monotonic() + valid_s)
+
+    @property
+    def state(self) -> tuple[State, str | None]:
+        """The state and its reason, as a heartbeat would say them now."""
+        state, reason, valid_until = self._state
+        if state != "fault" and time.monotonic() > valid_until:
+            return "fault", "main: late"
+        return state, reason
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Threads that must run; only after `start`."""
+        return (self.worker, *self._sockets.workers)
 
     def vouch(self, vouched: bool) -> None:
         """Whether verdicts may say pass or fail: the last challenge was passed."""
@@ -203,11 +220,11 @@ class Publisher:
         come, and not by silence. "Out" means handed to the kernel for every connected subscriber; one that
         does not read costs the whole `timeout_s`.
         """
-        if not self._worker.stopping.is_set():
+        if not self.worker.stopping.is_set():
             self._stop_by = Deadline(timeout_s)
-        self._worker.signal()
+        self.worker.signal()
         self._mailbox.close()
-        gone = self._worker.stop(timeout_s)
+        gone = self.worker.stop(timeout_s)
         if gone:
             self._mailbox.release()  # the thread did, if there ever was one
         return gone and self._drained
@@ -215,7 +232,12 @@ class Publisher:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._worker.alive
+        return self.worker.alive
+
+    @property
+    def holds_passes_back(self) -> bool:
+        """Whether nothing passes for now, because it cannot be written to the journal, which is required."""
+        return self._required and self._journal is not None and self._journal.state == "failing"
 
     # -- the thread "zeromq": its loop --------------------------------------------------------------
 
@@ -235,7 +257,8 @@ class Publisher:
             self._drained = self._sockets.close(linger_s)
 
     def _turn(self) -> None:
-        now = self.last_beat = time.monotonic()
+        self.worker.beat()
+        now = time.monotonic()
         if now >= self._heartbeat_at:
             self._send_heartbeat()
             # By the clock, so that lateness does not add up; beats missed in a pause are not made up for.
@@ -268,12 +291,12 @@ class Publisher:
             self._stream.flush()
         self._teller.goodbye()
         self._stream.flush()
-        self._state = ("fault", "stopped")
+        self.set_state("fault", "stopped")
         self._send_heartbeat()
         return True
 
     def _send_heartbeat(self) -> None:
-        message = self._teller.heartbeat(*self._state)
+        message = self._teller.heartbeat(*self.state)
         self._sockets.send(HEARTBEAT_TOPIC.encode(), encode(message, self._config.encoding))
 
     # -- the control socket -------------------------------------------------------------------------

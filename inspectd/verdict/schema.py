@@ -203,7 +203,9 @@ class Heartbeat(_Message):
     state: State
     reason: str | None = Field(None, description="why the state is not ready")
     topics: dict[str, int] = Field(description="newest seq of every topic, so that a lost tail shows")
-    journal: JournalState = Field("off", description="failing: verdicts go on, but are not all on disk")
+    journal: JournalState = Field(
+        "off", description="failing: not everything is on disk; nothing passes meanwhile where it is required"
+    )
     recipe: str | None = None
     config: str = Field("", description="SHA-256 prefix of the effective configuration")
     published_at: Timestamp

@@ -26,6 +26,7 @@ from inspectd.verdict.connections import Connections
 from inspectd.verdict.control import MAX_FRAME_BYTES, RECEIVE_QUEUE, SEND_QUEUE, Asked, Control
 from inspectd.verdict.control_schema import ControlError
 from inspectd.verdict.keyring import Client
+from inspectd.workers import Worker
 
 log = structlog.get_logger(__name__)
 
@@ -106,17 +107,17 @@ class Sockets:
         self._handlers[source] = handler
 
     def serve(self, timeout_s: float) -> None:
-        """Handle what is readable; wait for it at most `timeout_s`.
-
-        Raises:
-            InspectdError: nobody new can be admitted any more.
-        """
+        """Handle what is readable; wait for it at most `timeout_s`."""
         for readable, _ in self._poller.poll(math.ceil(min(timeout_s, GUARD_S) * 1000)):
             self._handlers[readable]()
         self._guard()
         if self._access is not None:
-            self._access.check()
             self._carry_out_revocations(self._access)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Threads that must run beside the one that serves: without them nobody new can connect."""
+        return () if self._access is None else (self._access.worker,)
 
     def _guard(self) -> None:
         now = time.monotonic()

@@ -1,7 +1,8 @@
 """What goes out: every message numbered, journaled and sent, and the last one of each topic remembered.
 
 Owned by the thread "zeromq". With `before_publish` messages are staged: written to disk together, and only then
-sent. A disk that does not answer in `THROUGH_S` holds nothing up: the message goes out, the journal says that it fails.
+sent. A disk that does not answer in `THROUGH_S` holds no message up: what it says is decided anew, knowing that it is
+not on disk, it goes out, and the journal says that it fails.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _Staged:
     topic: _Topic
     message: Verdict | Part | CameraStatus
     body: bytes
-    instead: Callable[[Any], Verdict | Part | CameraStatus | None] | None
+    instead: Callable[[Any, bool], Verdict | Part | CameraStatus | None] | None
     then: Callable[[Any], None] | None
 
 
@@ -73,13 +74,13 @@ class Stream:
         topic: str,
         make: Callable[[int], Told],
         *,
-        instead: Callable[[Told], Told | None] | None = None,
+        instead: Callable[[Told, bool], Told | None] | None = None,
         then: Callable[[Told], None] | None = None,
     ) -> None:
         """Number, journal and send the message that `make(seq)` gives, now or with the next `flush`.
 
-        When it had to wait for the disk, `instead(message)` may give another of the same seq right before it is
-        sent. `then(message)` is called with what was sent.
+        When it had to wait for the disk, `instead(message, recorded)` may give another of the same seq right before it
+        is sent; `recorded` is false when the disk did not take it. `then(message)` is called with what was sent.
         """
         known = self._topics.get(topic)
         if known is None:
@@ -101,22 +102,23 @@ class Stream:
         """Write what is staged to disk and send it, and what that makes others tell as well."""
         while self._staged:
             batch, self._staged = self._staged, []
-            self._write_through(batch)
+            recorded = self._write_through(batch)
             for staged in batch:
-                self._send_staged(staged)
+                self._send_staged(staged, recorded=recorded)
 
-    def _write_through(self, batch: list[_Staged]) -> None:
+    def _write_through(self, batch: list[_Staged]) -> bool:
         assert self._journal is not None
         for staged in batch:
             self._journal.message(staged.topic.name, staged.message.seq, staged.body)
         asked = time.monotonic()
-        self._journal.write_through(THROUGH_S)
+        recorded = self._journal.write_through(THROUGH_S)
         self.hold_s = max(time.monotonic() - asked, self.hold_s * FADE)
+        return recorded
 
-    def _send_staged(self, staged: _Staged) -> None:
+    def _send_staged(self, staged: _Staged, *, recorded: bool) -> None:
         assert self._journal is not None
         message, body = staged.message, staged.body
-        if staged.instead is not None and (other := staged.instead(message)) is not None:
+        if staged.instead is not None and (other := staged.instead(message, recorded)) is not None:
             message, body = other, encode(other, self._encoding)
             self._journal.message(staged.topic.name, message.seq, body)  # the later row counts
         self._send(staged.topic.wire, body)

@@ -5,6 +5,7 @@ All of it belongs to the thread "zeromq": one thing after the other, in the orde
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -90,7 +91,10 @@ class Waiting:
 class Teller:
     """Decides what is said, and has the stream say it.
 
-    While `vouched()` is false every verdict is `no_result(not_ready)`: this is the one place where all of them pass.
+    This is the one place where every verdict passes, so it is asked here, right before it is sent: while `vouched()` is
+    false it is `no_result(not_ready)`, and what has become older than its camera's `max_age_ms` is `no_result(stale)`,
+    whatever held it up on the way, this process standing still included. With `required` nothing passes that is not
+    on disk.
     """
 
     def __init__(
@@ -102,8 +106,11 @@ class Teller:
         vouched: Callable[[], bool],
         journal: MessageJournal | None,
         evidence: Evidence | None,
+        *,
+        required: bool = False,
     ) -> None:
         self._boot_id = boot_id
+        self._required = required
         self._roster = roster
         self._ledger = ledger
         self._metrics = metrics
@@ -118,6 +125,7 @@ class Teller:
         self._desk = TriggerDesk(boot_id, roster.cameras)
         self._parts = PartStream(boot_id, self._tell_part, metrics)
         self._parts.use(roster.parts)
+        self._max_age_s = _max_ages(roster)
         self._maker = VerdictMaker(boot_id)
         self._camera_states: dict[str, tuple[State, str | None]] = dict.fromkeys(names, ("starting", None))
         self._told: dict[str, tuple[State, str | None]] = {}
@@ -187,8 +195,7 @@ class Teller:
     ) -> None:
         """Publish an outcome, as it is or as no_result for a reason that outweighs it; then settle its ticket."""
         outcome = waiting.outcome
-        if not self._vouched():
-            instead = "not_ready"
+        instead = self._forbidden(outcome) or instead
         decision = outcome.decision if instead is None else no_result(instead)
         if decision.verdict != "no_result" or decision.reason is not None:  # of an empty station nothing is to be seen
             self._keep_evidence(outcome, decision.verdict)
@@ -196,12 +203,14 @@ class Teller:
         def make(seq: int) -> Verdict:
             return self._maker.make(outcome, seq, decision, trigger)
 
-        def withheld(staged: Verdict) -> Verdict | None:
+        def withheld(staged: Verdict, recorded: bool) -> Verdict | None:
             # It waited for the disk; meanwhile its trigger's time, or what vouched for it, may be over.
-            overdue = trigger is not None and time.monotonic() >= trigger.deadline_at
-            if staged.verdict == "no_result" or not (overdue or not self._vouched()):
+            if staged.verdict == "no_result":
                 return None
-            return self._maker.make(outcome, staged.seq, no_result("deadline" if overdue else "not_ready"), trigger)
+            overdue = trigger is not None and time.monotonic() >= trigger.deadline_at
+            unrecorded = self._required and staged.verdict == "pass" and not recorded
+            why = "deadline" if overdue else "not_ready" if unrecorded else self._forbidden(outcome)
+            return None if why is None else self._maker.make(outcome, staged.seq, no_result(why), trigger)
 
         def settle(sent: Verdict) -> None:
             self._settle(sent, ticket)
@@ -214,6 +223,15 @@ class Teller:
                 self._observe_trigger[sent.camera](now - trigger.accepted_at)
 
         self._stream.tell(verdict_topic(ticket.camera, ticket.roi), make, instead=withheld, then=settle)
+
+    def _forbidden(self, outcome: Outcome) -> NoResultReason | None:
+        """Why an outcome must not be told as it is, at this moment; None when it may."""
+        if not self._vouched():
+            return "not_ready"
+        said = outcome.decision
+        nothing = said.verdict == "no_result" and said.reason is not None  # that is as true later
+        late = time.monotonic() - outcome.arrival >= self._max_age_s.get(outcome.ticket.camera, math.inf)
+        return "stale" if late and not nothing else None
 
     def _answer_without_frame(self, trigger: Trigger, roi: str, reason: NoResultReason) -> None:
         """Publish no_result for a trigger that no frame answers, or none in time."""
@@ -251,7 +269,15 @@ class Teller:
             self._journal.late(message.model_dump_json(exclude={"seq"}).encode())
 
     def _tell_part(self, part: Callable[[int], Part], camera: str, roi: str) -> None:
-        self._stream.tell(part_topic(camera, roi), part)
+        def withheld(staged: Part, recorded: bool) -> Part | None:
+            if recorded or not self._required or staged.verdict != "pass":
+                return None
+            return staged.model_copy(update={"verdict": "no_result", "reason": "not_ready"})
+
+        def count(sent: Part) -> None:
+            self._metrics.part(camera, roi, sent.verdict)
+
+        self._stream.tell(part_topic(camera, roi), part, instead=withheld, then=count)
 
     # -- states and heartbeats ----------------------------------------------------------------------
 
@@ -314,6 +340,7 @@ class Teller:
                 self._answer_without_frame(trigger, roi, "not_ready")
         self._parts.interrupt("not_ready")
         self._roster = roster
+        self._max_age_s = _max_ages(roster)
         self._desk.use(roster.cameras)
         self._parts.use(roster.parts)
 
@@ -345,3 +372,8 @@ class Teller:
         else:
             self._desk.post(trigger)
             self._tell_status(trigger.camera)
+
+
+def _max_ages(roster: Roster) -> dict[str, float]:
+    """How old what is judged may be when it is told, seconds by camera; a recording is as old as it is."""
+    return {camera.name: camera.max_age_ms / 1000 for camera in roster.cameras if camera.live}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -18,7 +19,7 @@ from inspectd.verdict.evidence.budget import Budget
 from inspectd.verdict.evidence.cutout import Developer, copied, views
 from inspectd.verdict.evidence.shelf import Shelf, picture_path
 from inspectd.verdict.schema import VerdictKind
-from inspectd.workers import Deadline, Worker
+from inspectd.workers import BEAT_S, Deadline, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +80,7 @@ class EvidenceStore:
         self._metrics = metrics
         self._developer = Developer(config.format)
         self._retry_first_s = retry_first_s
-        self._worker = Worker("evidence", self._run, self._broken)
+        self.worker = Worker("evidence", self._run, self._broken)
         self._stop_by = Deadline(0.0)  # written by stop() before it signals
 
         self._lock = threading.Lock()
@@ -116,7 +117,7 @@ class EvidenceStore:
         if (total := shutil.disk_usage(self._config.dir).total) < self._config.max_mb * 2**20:
             log.warning("evidence_disk_small", max_mb=self._config.max_mb, disk_mb=total // 2**20)
         self._open = True
-        self._worker.start()
+        self.worker.start()
 
     def keep(
         self, camera: str, roi: str, kind: VerdictKind, index: int, captured_at: float, frame: Frame, area: Box
@@ -147,13 +148,13 @@ class EvidenceStore:
 
     def stop(self, timeout_s: float) -> bool:
         """Write what waits, as far as there is time; False when the thread hangs in the disk."""
-        if not self._worker.stopping.is_set():
+        if not self.worker.stopping.is_set():
             self._stop_by = Deadline(timeout_s * 0.9)
-        self._worker.signal()
+        self.worker.signal()
         with self._lock:
             self._open = False
             self._news.notify()
-        return self._worker.stop(timeout_s)
+        return self.worker.stop(timeout_s)
 
     @property
     def failing(self) -> bool:
@@ -186,11 +187,12 @@ class EvidenceStore:
 
     def _run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
+            self.worker.beat()
             if self.failing:
                 self._try_again(stopping)
             else:
                 self._catch_up()
-                waiting = self._next(BREATH_S if self._to_tend else None)
+                waiting = self._next(BREATH_S if self._to_tend else BEAT_S)
                 if waiting is not None:
                     self._write(waiting)
                 self._tend()
@@ -199,7 +201,7 @@ class EvidenceStore:
         while self._next(0.0) is not None:
             self._metrics.evidence_lost("shutdown")
 
-    def _next(self, timeout_s: float | None) -> _Waiting | None:
+    def _next(self, timeout_s: float) -> _Waiting | None:
         """The next copy, waiting for one at most so long; None where there is none, or the end has come."""
         with self._lock:
             if not self._waiting and self._open:
@@ -218,6 +220,7 @@ class EvidenceStore:
             log.warning("evidence_unencodable", path=waiting.path, why=str(err))
             self._metrics.evidence_lost("encoder")
             return
+        self.worker.beat(math.inf)  # the disk's time, and again below
         try:
             self._shelf.add(waiting.path, data)
         except OSError as err:
@@ -231,6 +234,7 @@ class EvidenceStore:
 
     def _tend(self) -> None:
         before = self._shelf.size
+        self.worker.beat(math.inf)
         try:
             self._to_tend = not self.failing and self._shelf.tend()
         except OSError as err:
@@ -250,6 +254,7 @@ class EvidenceStore:
 
     def _try_again(self, stopping: threading.Event) -> None:
         """After a pause see whether as much can be written as failed, and whether the folder can be tended."""
+        self.worker.beat(math.inf)
         if stopping.wait(self._retry_s):
             return
         self._retry_s = min(2 * self._retry_s, RETRY_LIMIT_S)

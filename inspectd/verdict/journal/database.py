@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from inspectd.errors import ConfigError, UsageError
+from inspectd.verdict.journal.place import has_room
 from inspectd.verdict.journal.row import HASH_BYTES, MAX_BODY_BYTES
 
 APPLICATION_ID = 0x696E7370  # "insp"
@@ -129,8 +130,10 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_to_read(path: Path) -> sqlite3.Connection:
+def open_to_read(path: Path, *, careful: bool = False) -> sqlite3.Connection:
     """Open a journal without ever changing it, whether or not a daemon writes it.
+
+    `careful` refuses what could end the process on a full disk (see `place`): the daemon's own shall go on.
 
     Raises:
         UsageError: there is none, it cannot be read, nothing is in it yet, or it is of a newer version.
@@ -148,7 +151,7 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     except OSError as err:
         raise UsageError(f"{path}: cannot be read: {err.strerror}") from None
     try:
-        connection = _connect_to_read(path)
+        connection = _connect_to_read(path, careful=careful)
         try:
             new = _identify(connection, path)
         except BaseException:
@@ -219,7 +222,15 @@ class Lock:
             raise
         with suppress(OSError):  # only for the message above
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+            self.sign()
+
+    def sign(self) -> None:
+        """Write down whose it is.
+
+        Raises:
+            OSError: the disk takes no write.
+        """
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Give it back; the file stays, because removing it would race with the next who takes it."""
@@ -235,7 +246,13 @@ def _uri(path: Path, mode: str) -> str:
     return f"{path.absolute().as_uri()}?mode={mode}"
 
 
-def _connect_to_read(path: Path) -> sqlite3.Connection:
+def _connect_to_read(path: Path, *, careful: bool) -> sqlite3.Connection:
+    wal = path.with_name(path.name + "-wal")
+    if not has_room(path):
+        if not (wal.exists() and wal.stat().st_size):
+            return _connect_to_whole(path)
+        if careful:
+            raise UsageError(f"{path}: its disk is full")
     connection = sqlite3.connect(_uri(path, "ro"), timeout=BUSY_S, uri=True, isolation_level=None)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     try:
@@ -244,14 +261,18 @@ def _connect_to_read(path: Path) -> sqlite3.Connection:
         # On a disk that is full, or cannot be written, there is no place for what readers share. With nothing in a
         # write-ahead log beside it the file is whole, and nobody is writing it.
         connection.close()
-        wal = path.with_name(path.name + "-wal")
         if err.sqlite_errorcode & 0xFF not in _NO_PLACE or (wal.exists() and wal.stat().st_size):
             raise
-        connection = sqlite3.connect(_uri(path, "ro") + "&immutable=1", uri=True, isolation_level=None)
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
+        return _connect_to_whole(path)
     except sqlite3.DatabaseError:
         connection.close()
         raise UsageError(f"{path}: is no SQLite database, so it is no journal") from None
+    return connection
+
+
+def _connect_to_whole(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(_uri(path, "ro") + "&immutable=1", uri=True, isolation_level=None)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_ROW_BYTES)
     return connection
 
 

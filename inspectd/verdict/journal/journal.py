@@ -26,10 +26,11 @@ from inspectd.errors import ConfigError, UsageError
 from inspectd.verdict.journal.database import open_to_read, read_last_events
 from inspectd.verdict.journal.handover import HandOver
 from inspectd.verdict.journal.health import Health, JournalMetrics
+from inspectd.verdict.journal.place import Place
 from inspectd.verdict.journal.row import Entry, EventKind, Row, entry, follow
 from inspectd.verdict.journal.store import Store
 from inspectd.verdict.schema import JournalState, is_json, verdict_topic
-from inspectd.workers import Worker
+from inspectd.workers import LATE_S, Worker
 
 IDLE_S = 1.0
 """Without anything to write the thread looks at the file, its size and its limits so often."""
@@ -59,11 +60,12 @@ class Journal:
         self._metrics = metrics
         self._handover = HandOver()
         self._health = Health(config, self._handover, metrics)
-        self._worker = Worker("journal", self._run, self._on_death)
+        self.worker = Worker("journal", self._run, self._on_death)
         self._lost_seen = 0  # rows lost up to the last write_through; the thread of message() alone uses it
         self._last_events: dict[str, dict[str, Any]] | None = None  # None until it was opened
         # The journal's thread alone, once it runs.
         self._store: Store | None = None
+        self._place = Place(self._path)
         self._tried: tuple[int, bytes] | None = None  # number and hash of the last row of a commit that failed
         self._pause_s = FIRST_PAUSE_S
         self._failed_at = -math.inf  # monotonic seconds, like those below
@@ -85,7 +87,7 @@ class Journal:
             self._last_events = self._peek()
         else:
             self._health.well()
-        self._worker.start()
+        self.worker.start()
 
     def message(self, topic: str, seq: int, body: bytes) -> None:
         """Journal what is published: its topic, its seq and its body as on the wire. Never waits, never raises."""
@@ -121,9 +123,9 @@ class Journal:
 
     def stop(self, timeout_s: float) -> bool:
         """Take nothing more, commit what waits, close. True when all of it is on disk and the thread is gone."""
-        self._worker.signal()
+        self.worker.signal()
         self._handover.close()
-        return self._worker.stop(timeout_s) and self._handover.settled
+        return self.worker.stop(timeout_s) and self._handover.settled
 
     @property
     def state(self) -> JournalState:
@@ -138,7 +140,7 @@ class Journal:
     def _peek(self) -> dict[str, dict[str, Any]] | None:
         """The last events of a journal that cannot be written at the moment."""
         try:
-            with closing(open_to_read(self._path)) as connection:
+            with closing(open_to_read(self._path, careful=True)) as connection:
                 return read_last_events(connection)
         except (UsageError, sqlite3.Error):
             return None
@@ -151,12 +153,20 @@ class Journal:
 
     def _run(self, stopping: Event) -> None:
         try:
-            while (batch := self._handover.take(self._config.commit_ms / 1000, IDLE_S)) is not None:
+            while (batch := self._take()) is not None:
                 if batch:
                     self._write(batch, stopping)
                 self._look_after()
         finally:
             self._close()
+
+    def _take(self) -> list[Entry] | None:
+        """The next batch. All other time of the thread is the disk's, and how that is says `state`."""
+        wait_s = self._config.commit_ms / 1000
+        self.worker.beat(IDLE_S + wait_s + LATE_S)
+        batch = self._handover.take(wait_s, IDLE_S)
+        self.worker.beat(math.inf)
+        return batch
 
     def _write(self, batch: list[Entry], stopping: Event) -> None:
         """Commit a batch, however often it takes; while stopping only once."""
@@ -219,7 +229,7 @@ class Journal:
                 self._metrics.journal_size(store.rows, store.size_bytes())
             # One step between two commits; after a limit was lowered, many while nothing waits.
             while store.prune(self._config.max_rows, self._config.max_mb * MEGABYTE):
-                if len(self._handover) or self._worker.stopping.is_set():
+                if len(self._handover) or self.worker.stopping.is_set():
                     break
         except (sqlite3.Error, OSError, ConfigError) as err:
             self._fail(err)
@@ -228,8 +238,11 @@ class Journal:
             self._health.well()
 
     def _open(self) -> Store:
-        """The store, opened again after a failure."""
-        if self._store is None:
+        """The store, opened again after a failure; its disk can be written."""
+        if self._store is not None:
+            self._store.probe()
+        else:
+            self._place.check()
             self._store = Store(self._path)
             if self._last_events is None:
                 self._last_events = self._store.last_events()

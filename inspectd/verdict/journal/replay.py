@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import queue
 import sqlite3
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from inspectd.verdict.control_schema import ControlError, ReplayPage, ReplayRequ
 from inspectd.verdict.journal.database import open_to_read, snapshot
 from inspectd.verdict.journal.loss import Range, read_loss, without
 from inspectd.verdict.schema import is_json
-from inspectd.workers import Worker
+from inspectd.workers import BEAT_S, Worker
 
 MAX_WAITING = 64
 """Requests that wait; more are refused as busy."""
@@ -60,18 +61,18 @@ class ReplayDesk:
         self._lock = Lock()
         self._accepting = False  # guarded by _lock, once the thread runs
         self._readable = True
-        self._worker = Worker("replay", self._run, lambda _: self._refuse_rest())
+        self.worker = Worker("replay", self._run, lambda _: self._refuse_rest())
 
     def start(self) -> None:
         self._accepting = True
-        self._worker.start()
+        self.worker.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Refuse what waits and end; a page that is being read is still answered."""
-        self._worker.signal()
+        self.worker.signal()
         with suppress(queue.Full):  # then it does not sleep
             self._waiting.put_nowait(None)
-        return self._worker.stop(timeout_s)
+        return self.worker.stop(timeout_s)
 
     def replay(self, request: ReplayRequest, answer: Answer) -> None:
         """Have a request answered, in the desk's thread.
@@ -91,8 +92,11 @@ class ReplayDesk:
 
     def _run(self, stopping: Event) -> None:
         while not stopping.is_set():
-            if (waiting := self._waiting.get()) is not None:
-                self._serve(waiting)
+            self.worker.beat()
+            with suppress(queue.Empty):
+                if (waiting := self._waiting.get(timeout=BEAT_S)) is not None:
+                    self.worker.beat(math.inf)  # the disk's time
+                    self._serve(waiting)
         self._refuse_rest()
 
     def _refuse_rest(self) -> None:
@@ -124,7 +128,7 @@ class ReplayDesk:
         boot = request.boot_id or self._boot_id
         if boot == self._boot_id:
             self._flush(FLUSH_S)  # if it fails, what was written is still worth reading
-        with closing(open_to_read(self._path)) as connection, snapshot(connection):
+        with closing(open_to_read(self._path, careful=True)) as connection, snapshot(connection):
             known = connection.execute("SELECT first_number FROM boots WHERE boot_id = ?", (boot,)).fetchone()
             if known is None and boot != self._boot_id:
                 raise ControlError("unknown_boot", f"nothing of boot {boot} is in the journal (any more)")

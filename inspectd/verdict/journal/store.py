@@ -12,6 +12,7 @@ from typing import Any
 
 from inspectd.errors import ConfigError
 from inspectd.verdict.journal.database import WAL_BYTES, Lock, open_to_write, read_chain, read_last_events
+from inspectd.verdict.journal.place import hold_shared_memory
 from inspectd.verdict.journal.row import Row
 
 PRUNE_ROWS = 1500
@@ -54,6 +55,7 @@ class Store:
             self._connection = open_to_write(path)
             try:
                 self.chain = read_chain(self._connection)
+                hold_shared_memory(path)
                 self._last_number = self._highest_number()
                 self._boots = {boot for (boot,) in self._connection.execute("SELECT boot_id FROM boots")}
             except BaseException:
@@ -65,6 +67,14 @@ class Store:
         except BaseException:
             self._lock.release()
             raise
+
+    def probe(self) -> None:
+        """Write to its disk beside SQLite: to be called before every transaction, see `place`.
+
+        Raises:
+            OSError: the disk is broken, or can only be read.
+        """
+        self._lock.sign()
 
     @property
     def next_number(self) -> int:
