@@ -19,7 +19,7 @@ def watch(request):
     yield watch
     if not getattr(request.node, "failed_call", False):
         watch.complete()
-        keep(f"{request.module.__name__}::{request.function.__name__}", watch)
+        keep(f"{request.module.__name__}::{request.function.__name__}", request.node.name, watch)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -18,17 +18,18 @@ class Plant:
     a test that ends the daemon itself, or expects another end, sets `ends` to the exit code that it expects.
     """
 
-    def __init__(self, config, truth, env=None, topics=("",)):
+    def __init__(self, config, truth, env=None, topics=("",), program=("-m", "inspectd"), curve=None):
         self.truth = truth
         self.topics = topics
+        self.curve = curve
         self.ends = 0
-        self.daemon = DaemonProcess(config, env)
+        self.daemon = DaemonProcess(config, env, program)
         self.subscriber = None
 
     def __enter__(self):
         try:
             self.daemon.started()
-            self.subscriber = Subscriber(self.daemon.endpoint, self.topics)
+            self.subscriber = Subscriber(self.daemon.endpoint, self.topics, self.curve)
         except BaseException:
             self.daemon.__exit__()
             raise

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,9 +95,9 @@ class Watch:
         return times
 
 
-def keep(test, watch):
-    """Add what was measured to the folder INSPECTD_FAULT_TIMES, one file per test, for docs/faults.md."""
+def keep(test, case, watch):
+    """Leave what was measured in the folder INSPECTD_FAULT_TIMES, a file per test and case, for docs/faults.md."""
     if folder := os.environ.get("INSPECTD_FAULT_TIMES"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        path = Path(folder, f"{test.replace('::', '.')}.json")
-        path.write_text(json.dumps({"test": test, **watch.measured()}))
+        name = re.sub(r"[^\w.-]+", "_", f"{test}.{case}")
+        Path(folder, f"{name}.json").write_text(json.dumps({"test": test, **watch.measured()}))
