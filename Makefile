@@ -68,7 +68,7 @@ SOAK_SEED ?= 1
 
 test-soak: $(VENV)/.installed-test system-packages
 	$(BIN)/pytest -m "soak and not cuda" --timeout=3600
-	$(BIN)/python tests/soak/run.py --hours $(SOAK_HOURS) --seed $(SOAK_SEED) -o build/soak
+	$(BIN)/python tests/soak/run.py --hours $(SOAK_HOURS) --seed $(SOAK_SEED) -o build/soak-$$(date +%Y%m%d-%H%M%S)
 
 # Each row alone: what one of them costs another is no property of the fault.
 faults: $(VENV)/.installed-test system-packages
