@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -276,7 +278,7 @@ def test_no_address_space(line, watch):
 @fault(
     "Process",
     "Killed for memory",
-    injected="the memory limit of its control group set to what it uses, then 2 MB requests to the control socket",
+    injected="the memory of its control group runs out: a limit of what it uses, and a neighbour in it that takes more",
     does="the kernel kills it; silence: clients stop the line within 1 s; systemd starts it again",
     protection="heartbeats and the client's watch over them",
     detect_s=20,
@@ -290,11 +292,9 @@ def test_killed_for_memory(line, watch):
     with memory_group(plant) as limit, plant, Watcher(plant) as client:
         plant.judgement()
         plant.ends = -signal.SIGKILL
-        with stranger_to(plant) as stranger:
-            watch.injected()
-            limit()
-            while plant.daemon.process.poll() is None:
-                stranger()
+        watch.injected()
+        limit()
+        plant.daemon.process.wait(15)
         assert client.stops() == "silent"
         watch.detected()
         plant.subscriber.drain()
@@ -354,9 +354,22 @@ def processor_s(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+NEIGHBOUR = """
+import sys, time
+sys.stdin.readline()
+taken = []
+while True:
+    taken.append(bytes([1]) * 2**20)
+    time.sleep(0.01)
+"""
+
+
 @contextmanager
 def memory_group(plant):
-    """Put the process, just begun, into a control group; gives what sets the group's limit to what it uses now."""
+    """Put the process, just begun, into a control group; gives what makes the group run out of memory.
+
+    Of it and the neighbour that takes the memory the kernel shall choose the daemon.
+    """
     old, new = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
     is_old = (old / "memory.limit_in_bytes").exists()
     group = (old if is_old else new) / f"inspectd-test-{os.getpid()}"
@@ -366,17 +379,25 @@ def memory_group(plant):
         used = group / ("memory.usage_in_bytes" if is_old else "memory.current")
         most = group / ("memory.limit_in_bytes" if is_old else "memory.max")
         most.write_text(str(2**40))
+        Path(f"/proc/{plant.daemon.process.pid}/oom_score_adj").write_text("1000")
     except OSError as err:
         plant.daemon.__exit__()
         with suppress(OSError):
             group.rmdir()
         pytest.skip(f"no control group for memory here: {err}")
 
-    def limit():
-        most.write_text(str(int(used.read_text()) + 2**20))
+    with subprocess.Popen([sys.executable, "-c", NEIGHBOUR], stdin=subprocess.PIPE) as neighbour:
 
-    try:
-        yield limit
-    finally:
-        plant.daemon.__exit__()
-        group.rmdir()
+        def run_out():
+            (group / "cgroup.procs").write_text(str(neighbour.pid))
+            most.write_text(str(int(used.read_text()) + 2**20))
+            neighbour.stdin.write(b"now\n")
+            neighbour.stdin.flush()
+
+        try:
+            yield run_out
+        finally:
+            neighbour.kill()
+            neighbour.wait(10)
+            plant.daemon.__exit__()
+            group.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from threading import Lock
 from typing import Protocol
 
@@ -15,6 +16,10 @@ from inspectd.verdict.schema import JournalState
 
 STUCK_S = 5.0
 """Nothing was written for so long although something waits: the disk hangs."""
+
+PAUSE_S = 1.0
+"""It is asked twice a second and more. After a longer pause this process stood still, and the disk's time was none: it
+gets this time to answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +44,20 @@ class Health:
         self._metrics = metrics
         self._lock = Lock()
         self._state: JournalState = "off"
+        self._asked_at = 0.0  # monotonic seconds; written by whoever asks
+        self._patient_until = 0.0
 
     def ask(self) -> JournalState:
         """The state; a thread that hangs in the disk, or lets rows be lost, is found here."""
+        now = time.monotonic()
+        if now - self._asked_at > PAUSE_S:
+            self._patient_until = now + PAUSE_S
+        self._asked_at = now
         if self._state == "ok":
             stuck_s = self._handover.stuck_s
             if self._handover.losing:
                 self._losing()
-            elif stuck_s > self._stuck_s:
+            elif stuck_s > self._stuck_s and now >= self._patient_until:
                 self._set("failing", f"{self._path}: the disk has not answered for {stuck_s:.0f} s", hopeless=True)
         return self._state
 
