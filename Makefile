@@ -53,6 +53,8 @@ lint: $(VENV)/.installed-test
 # What may not miss a frame of a live camera comes last, alone.
 COMPUTING := tests/test_demo.py tests/test_workshop_*.py tests/test_detect_*.py tests/test_model_*.py tests/test_bench.py
 ALONE := tests/test_daemon_rtsp.py
+# Faults are waiting for what the daemon does, each with a daemon of its own; the longest files begin.
+FAULTS := $(foreach part,stream camera disk engine threads process,tests/faults/test_$(part).py) tests/faults
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest
 IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -60,7 +62,8 @@ IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
 test:
 	@$(MAKE) --no-print-directory --jobs=2 system-packages lint
 	$(PYTEST) $(IN_PAIRS) $(COMPUTING)
-	$(PYTEST) $(IN_PAIRS) $(addprefix --ignore-glob=,$(COMPUTING) $(ALONE))
+	$(PYTEST) $(IN_PAIRS) $(addprefix --ignore-glob=,$(COMPUTING) $(ALONE) tests/faults/*)
+	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder $(FAULTS)
 	$(PYTEST) $(ALONE)
 
 SOAK_HOURS ?= 2
@@ -75,6 +78,12 @@ faults: $(VENV)/.installed-test system-packages
 	rm -rf build/faults
 	INSPECTD_FAULT_TIMES=build/faults $(PYTEST) -m "soak or not soak" tests/faults --deselect tests/faults/test_page.py
 	$(BIN)/python tests/faults/document.py docs/faults.md --times build/faults
+
+VM_PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs python3-venv
+
+test-vm: $(VENV)/.installed-test
+	@sh tests/system_packages.sh $(VM_PACKAGES)
+	$(BIN)/pytest tests/vm -m vm -v --timeout=1800
 
 test-cuda: $(VENV)/.installed-test
 	$(BIN)/pytest -m cuda
@@ -107,4 +116,4 @@ lock: $(VENV)/.installed-test
 		deploy/requirements.lock
 
 clean:
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .vm demo build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -219,21 +219,26 @@ build_release() { # sets RELEASE, and builds it unless it is there
     LOG=$OPT/releases/$RELEASE.log
     "$PYTHON" -m venv "$venv" >"$LOG" 2>&1 || fail "no virtual environment in $venv: $(trouble)"
     # The wheel first: the lock that it carries says what it was tested with.
-    pip "$venv" install --no-deps "$WHEEL" || fail "the wheel was not installed: $(trouble) ($LOG)"
+    pip "$venv" install --no-compile --no-deps "$WHEEL" || fail "the wheel was not installed: $(trouble) ($LOG)"
     lock=$venv/share/inspectd/requirements.lock
     [ -f "$lock" ] || fail -2 "--wheel $WHEEL: carries no requirements.lock; build it with: pip wheel --no-deps ."
-    pip "$venv" install --require-hashes --only-binary :all: --requirement "$lock" ||
+    pip "$venv" install --no-compile --require-hashes --only-binary :all: --requirement "$lock" ||
         fail "its packages were not installed: $(trouble) (network? --wheels DIR? $LOG has more)"
+    compile_all "$venv"
     pip "$venv" check || fail "its packages do not fit together: $(trouble) ($LOG)"
     "$venv/bin/python" -m inspectd --version >>"$LOG" 2>&1 || fail "it does not start: $(trouble) ($LOG)"
     if [ -n "$ROOT" ]; then # its programs shall find each other where the image has them
         grep -lI "$ROOT$RELEASES" "$venv"/bin/* "$venv/pyvenv.cfg" | xargs -r sed -i "s|$ROOT$RELEASES|$RELEASES|g"
-        "$venv/bin/python" -m compileall -q -f -s "$ROOT" -p / "$venv/lib" >>"$LOG" 2>&1 || true
     else
         sync -f "$OPT" # before it can be `current` after a power cut
     fi
     touch "$venv/.complete"
     rm -f "$LOG"
+}
+
+compile_all() { # ENVIRONMENT: by all cores at once; pip would do it by one, and a service may not do it at all
+    set -- "$1/bin/python" -m compileall -q -f -j 0 ${ROOT:+-s "$ROOT" -p /} "$1/lib"
+    "$@" >>"$LOG" 2>&1 || true # packages carry files for other Pythons, which do not compile
 }
 
 # -- is a configuration good for a release? -----------------------------------------------------------------------
@@ -285,7 +290,6 @@ RuntimeDirectory=
 RemoveIPC=no
 Restart=no
 WatchdogSec=0
-TimeoutStartSec=120
 ExecStartPre=
 ExecStart=
 ExecStart=/opt/inspectd/releases/$2/bin/inspectd check -c /etc/inspectd/%i.toml

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from inspectd.capture.learning import doubts, learn, observe, widened
-from inspectd.capture.probe import check_rois, probe
+from inspectd.capture.probe import check_rois, meet, probe
 from inspectd.capture.quality_file import QualityFile, Region, read_quality, write_quality
 from inspectd.config import CameraConfig, Settings
 from inspectd.engine.base import Slot
@@ -62,14 +62,15 @@ def probe_cameras(settings: Settings) -> Iterator[Finding]:
     for camera in settings.cameras:
         subject = f"camera {camera.name}"
         try:
-            frame = probe(camera)
+            frame, identity = meet(camera)
             check_rois(camera, frame)
         except CaptureError as err:
             yield Finding(subject, "", f"{err.reason}: {err}", 1)
         except ConfigError as err:
             yield Finding(subject, "", str(err).removeprefix(f"{subject}: "), 2)
         else:
-            yield Finding(subject, describe(frame, camera))
+            known = "" if identity is None else f'; identity = "{identity}"'
+            yield Finding(subject, describe(frame, camera) + known)
 
 
 def describe(frame: Frame, camera: CameraConfig) -> str:

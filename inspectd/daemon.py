@@ -7,8 +7,8 @@ camera threads ──crops──> engine threads ──outcomes──> zeromq th
 
 from __future__ import annotations
 
-import gc
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +23,7 @@ from inspectd.commands import LineCommands
 from inspectd.config import Settings
 from inspectd.errors import InspectdError
 from inspectd.health import Health
+from inspectd.heap import TRIM_S, forget_what_stays, give_back
 from inspectd.lineup import LineUp, Wiring
 from inspectd.observe.http import HttpServer
 from inspectd.observe.ledger import NOT_IN_RECIPE, Ledger
@@ -86,6 +87,7 @@ class Daemon:
         self._stop = threading.Event()
         self._failure: BaseException | None = None  # first fatal failure of any thread; guarded by the GIL
         self._state: tuple[State, str | None] = ("starting", None)
+        self._trim_at = 0.0  # monotonic seconds
         self._workers: list[Worker] = []  # beside those that `health` knows of itself
 
     def run(self) -> int:
@@ -141,7 +143,7 @@ class Daemon:
         self._start_changeover(wiring, running, recipe_known=recipe_known)
         commands.attach(self.station, self.changeover, lambda: self.publisher.state)
         self._start_cameras(running)
-        _forget_what_stays()
+        forget_what_stays()
         self.health.attach(self.station, self.publisher, self.changeover, self._workers)
         self._notifier.ready(f"{len(names)} camera(s)")
         self.started.set()
@@ -257,7 +259,13 @@ class Daemon:
             if self.health.moving():
                 self._notifier.watchdog()
             self.trouble.flush()
+            self._give_back_memory()
             self._stop.wait(TICK_S)
+
+    def _give_back_memory(self) -> None:
+        if (now := time.monotonic()) >= self._trim_at:
+            self._trim_at = now + TRIM_S
+            give_back()
 
     def _should_stop(self) -> bool:
         if self._failure is not None:
@@ -326,12 +334,3 @@ class Daemon:
         if self._failure is None:
             self._failure = err
         self._stop.set()
-
-
-def _forget_what_stays() -> None:
-    """Modules and models live as long as the process: a full garbage collection need not look at them each time.
-
-    It would hold every thread for some 20 ms, in the middle of somebody's deadline.
-    """
-    gc.collect()
-    gc.freeze()

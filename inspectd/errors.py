@@ -24,6 +24,7 @@ CaptureReason = Literal[
     "timeout",  # it accepted and never answered, or a read took too long
     "ended",  # end of a live stream, or the server closed it
     "decode",  # what arrives is no video that can be decoded
+    "replaced",  # another camera is where the expected one was
     "settings",  # the camera does not accept the configured size, rate or control
     "stall",  # connected, but no frame for stall_timeout_s
     "hung",  # the capture thread did not come back from a library call

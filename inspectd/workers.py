@@ -11,7 +11,7 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
-LATE_S = 1.0
+LATE_S = 0.75
 """A thread that gives no sign for longer is late, unless it said beforehand that it may be."""
 HANG_S = 8.0
 """A thread, or a batch with its device, that has been late for so long never comes back: only a new process helps."""

@@ -21,6 +21,7 @@ from inspectd.capture.source import Source
 from inspectd.config import CameraConfig
 from inspectd.errors import CaptureError, ConfigError, InspectdError, Stopped
 from inspectd.frame import Frame
+from inspectd.workers import HANG_S, LATE_S
 
 WAIT_S = 20.0
 """For what happens at once, unless it never happens."""
@@ -595,7 +596,7 @@ class TestSlowSink:
             r.sink.hold = r.hang()
             source.steps.put(r.frame())
             r.until(lambda: r.camera._generation.delivering)
-            r.pass_time(STALL_S * 5)
+            r.pass_time(STALL_S + LATE_S + HANG_S - 0.5)
             assert r.statuses == ["starting", "ready", "fault hung"]
             assert len(r.made) == 1
             r.sink.hold.release.set()
@@ -603,6 +604,16 @@ class TestSlowSink:
             r.show(source)
             assert r.camera.state == "ready"
             assert r.sink.kinds == ["inspect", "inspect"]
+
+    def test_a_live_camera_whose_frame_is_never_taken_ends_the_process(self):
+        with rig() as r:
+            source = r.source(0)
+            r.sink.hold = r.hang()
+            source.steps.put(r.frame())
+            r.until(lambda: r.camera._generation.delivering)
+            with pytest.raises(InspectdError, match="a frame has not been taken for"):
+                r.pass_time(STALL_S + LATE_S + HANG_S + 1.0)
+            r.sink.hold.release.set()
 
     def test_a_pause_before_a_frame_is_not_counted_as_time_in_the_sink(self):
         with rig() as r:

@@ -73,7 +73,8 @@ def clips(tmp_path_factory) -> dict[str, Path]:
         "h264": clip("h264.mp4"),
         "B-frames": clip("bframes.mp4", bframes=3),
         "hevc": clip("hevc.mp4", codec="libx265"),
-        "mjpeg": clip("mjpeg.avi", codec="mjpeg", pix_fmt="yuvj420p"),
+        # RTP carries no Huffman tables (RFC 2435), so the usual ones.
+        "mjpeg": clip("mjpeg.avi", codec="mjpeg", pix_fmt="yuvj420p", options={"huffman": "default"}),
         "h264 rich": clip("rich.mp4", size=(640, 480), picture=rich),
         "hevc rich": clip("rich_hevc.mp4", size=(640, 480), picture=rich, codec="libx265"),
     }

@@ -93,8 +93,12 @@ def judge(machine, old, new):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {message["camera"] for message in verdicts()} == {"top"}
     assert show("ActiveState", "inspectd-modbus@line1") == "active"
-    exposure = machine.run("systemd-analyze", "security", "--no-pager", "--threshold=20", "inspectd@line1.service")
+    exposure = machine.run("systemd-analyze", "security", "--no-pager", "--threshold=15", "inspectd@line1.service")
     assert exposure.returncode == 0, exposure.stdout
+
+    # Compiled ahead, for nobody can write there later.
+    compiled = "/opt/inspectd/current/lib/python3*/site-packages/inspectd/__pycache__/daemon.*.pyc"
+    assert machine.run("sh", "-c", f"ls {compiled}").returncode == 0
 
     # The journal has structured lines.
     lines = machine.run("journalctl", "-u", "inspectd@line1", "-o", "json", "--no-pager").stdout.splitlines()

@@ -192,9 +192,9 @@ def test_configuring_again_takes_effect_for_loggers_in_use(stream):
 def test_under_systemd_every_line_carries_its_priority(tmp_path):
     """`<N>` in front, only when $JOURNAL_STREAM names this very stream: a real process, a real socket."""
     code = (
-        "import structlog, sys\n"
+        "import pathlib, structlog, sys\n"
         "from inspectd.observe.logs import configure_logging\n"
-        "configure_logging(sys.argv[1], 'debug')\n"
+        "configure_logging(sys.argv[1], 'debug', journal=pathlib.Path('/nowhere'))\n"
         "log = structlog.get_logger('x')\n"
         "log.debug('d'); log.info('i'); log.warning('w'); log.error('e'); log.critical('c')\n"
         "try: 1 / 0\n"

@@ -41,6 +41,7 @@ from inspectd.errors import CaptureReason, InspectdError
 from inspectd.frame import Frame
 from inspectd.source_spec import redact
 from inspectd.verdict.schema import State
+from inspectd.workers import HANG_S, LATE_S
 
 log = structlog.get_logger(__name__)
 
@@ -118,6 +119,7 @@ class Camera:
         # Guarded by _lock.
         self._generation: Generation | None = None
         self._given_up: list[Generation] = []
+        self._identity = config.identity  # that of the first connection where none is configured
         self._backoff = Backoff(RETRY_FIRST_S, RETRY_LIMIT_S)
         self._retry_at = 0.0
         self._retry_reason: CaptureReason = "internal"
@@ -138,7 +140,8 @@ class Camera:
         """Watch the capture thread, replace it, retry. To be called about ten times a second; never blocks.
 
         Raises:
-            InspectdError: more than `MAX_ABANDONED` threads hang in libraries; only a new process helps.
+            InspectdError: more than `MAX_ABANDONED` threads hang in libraries, or one in our own code; only a new
+                process helps.
         """
         now = self._clock()
         silent = False
@@ -226,7 +229,8 @@ class Camera:
 
     def _start_generation(self, now: float) -> None:
         assert self._lock.locked()
-        generation = self._generation = Generation(self._config, self._make_source, self, now)
+        config = self._config.model_copy(update={"identity": self._identity})
+        generation = self._generation = Generation(config, self._make_source, self, now)
         if self._stopping.is_set():
             generation.worker.signal()
         generation.worker.start()
@@ -249,6 +253,11 @@ class Camera:
         if generation.delivering:
             if self._config.live and silent_s > self._config.stall_timeout_s:
                 self._set_state("fault", "hung", f"a frame has not been taken for {silent_s:.1f} s")
+                if silent_s > self._config.stall_timeout_s + LATE_S + HANG_S:
+                    # Nobody can take the frame out of its hands, so nobody can take its place.
+                    raise InspectdError(
+                        f"camera {self.name}: a frame has not been taken for {silent_s:.0f} s; only a restart helps"
+                    )
             return False
         if not generation.worker.alive:
             reason, detail = "internal", "the capture thread is gone"
@@ -280,6 +289,8 @@ class Camera:
             generation.opened_at = generation.since = self._clock()
             self._gate.restart()
             self._refusals.over()
+            if self._identity is None and generation.source is not None:
+                self._identity = generation.source.identity
             return True
 
     def deliver(self, generation: Generation, frame: Frame) -> bool:

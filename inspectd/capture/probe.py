@@ -27,6 +27,11 @@ def probe(config: CameraConfig, make_source: Callable[[CameraConfig], Source] = 
         CaptureError: the camera cannot be opened, or no whole frame came in time.
         ConfigError: its secrets cannot be read.
     """
+    return meet(config, make_source)[0]
+
+
+def meet(config: CameraConfig, make_source: Callable[[CameraConfig], Source] = make_source) -> tuple[Frame, str | None]:
+    """`probe`, and which camera it was, where that can be known."""
     first: list[Frame] = []
 
     def take(frame: Frame) -> bool:
@@ -34,19 +39,19 @@ def probe(config: CameraConfig, make_source: Callable[[CameraConfig], Source] = 
         first.append(dataclasses.replace(frame, planes=tuple(plane.copy() for plane in frame.planes), owner=None))
         return True
 
-    watch(config, take, make_source)
-    return first[0]
+    identity = watch(config, take, make_source)
+    return first[0], identity
 
 
 def watch(
     config: CameraConfig,
     take: Callable[[Frame], bool],
     make_source: Callable[[CameraConfig], Source] = make_source,
-) -> None:
+) -> str | None:
     """Open the camera, hand its whole frames to `take`, in another thread, until it says True; and close it again.
 
     Waits for the first frame at most about `connect_timeout_s + stall_timeout_s`, for each further one
-    `stall_timeout_s`, even when a library hangs: its thread is then left behind.
+    `stall_timeout_s`, even when a library hangs: its thread is then left behind. Returns the camera's identity.
 
     Raises:
         CaptureError: the camera cannot be opened, or no whole frame came in time.
@@ -71,6 +76,7 @@ def watch(
         raise CaptureError("timeout", f"{step} within {limit_s:g} s")
     if attempt.error is not None:
         raise attempt.error
+    return None if attempt.source is None else attempt.source.identity
 
 
 class _Attempt:

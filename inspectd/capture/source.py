@@ -18,6 +18,9 @@ class Source(ABC):
     All but `interrupt` are called by the camera's capture thread.
     """
 
+    identity: str | None = None
+    """Once open: what tells this very camera from any other, however it was reached; None where nothing does."""
+
     @abstractmethod
     def open(self) -> None:
         """Connect. Blocks at most about the configured `connect_timeout_s`.

@@ -41,9 +41,17 @@ class UsbSource(Source):
         self._format = abi.PixFormat()
 
     def open(self) -> None:
-        """Open and configure. An `open` that the driver itself blocks is not interrupted."""
+        """Open and configure. An `open` that the driver itself blocks is not interrupted.
+
+        Another camera than `identity` names is left as it is: nothing is set on it.
+        """
         device = self._device
         device.open()
+        self.identity = device.identity
+        if self._camera.identity not in (None, self.identity):
+            raise CaptureError(
+                "replaced", f"{device.path}: is another camera: {self.identity}, expected {self._camera.identity}"
+            )
         offers = device.formats()
         wanted = [code for code in _WANTED[self._camera.pixel_format] if code in offers]
         if not wanted:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from inspectd.capture import v4l2_abi as abi
+from inspectd.capture.identity import identity
 from inspectd.errors import CaptureError, CaptureReason, Stopped
 from inspectd.workers import Deadline
 
@@ -44,6 +45,8 @@ class V4l2Device:
 
     def __init__(self, path: str, ioctl: Ioctl = fcntl.ioctl) -> None:
         self.path = path
+        self.identity: str | None = None
+        """Which camera it is, once it is open."""
         self._call = ioctl
         self._fd = -1
         self._buffers: list[mmap.mmap] = []
@@ -78,6 +81,7 @@ class V4l2Device:
         offers = capability.device_caps if own else capability.capabilities
         if not offers & abi.CAP_VIDEO_CAPTURE or not offers & abi.CAP_STREAMING:
             raise self._refused("is no video capture device; cameras often have a second node for metadata")
+        self.identity = identity(self._fd, capability)
 
     def close(self) -> None:
         """Stop and free everything; may be called twice."""

@@ -1,5 +1,7 @@
 """The log: JSON lines for journald and files, pretty on a terminal; no credential ever gets into it.
 
+journald gets each line with its keys as fields beside it, over its own socket (`journal_socket.py`).
+
 structlog and the standard library's logging (which the libraries use) end in one handler. Before a
 line is written, every text in it passes `redacted`: the event, values, nested ones, tracebacks.
 """
@@ -7,6 +9,7 @@ line is written, every text in it passes `redacted`: the event, values, nested o
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import numbers
@@ -16,11 +19,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from inspectd.observe.journal_socket import JOURNAL_SOCKET, JournalSocket
 from inspectd.source_spec import redact
 
 LogFormat = Literal["auto", "json", "pretty"]
@@ -36,17 +41,20 @@ def configure_logging(
     level: Level,
     stream: TextIO | None = None,
     environ: Mapping[str, str] | None = None,
+    journal: Path = JOURNAL_SOCKET,
 ) -> None:
     """Send every log line of this process to `stream` (stderr); may be called again.
 
     `auto` is pretty on a terminal and JSON elsewhere. Where the stream is journald's ($JOURNAL_STREAM
-    names it), each line begins with `<N>`, the syslog priority. journald takes that off and keeps it as
-    PRIORITY, so that `journalctl -p warning` works and `-o cat` still shows plain JSON.
+    names it), lines go to its socket `journal` instead, with their fields and priority: `journalctl -p warning
+    INSPECTD_CAMERA=cam1` finds them, and `-o cat` still shows plain JSON. Without that socket the stream gets
+    them, each begins with `<N>`, the syslog priority, and journald takes that off again.
     """
     stream = sys.stderr if stream is None else stream
     environ = os.environ if environ is None else environ
     terminal = stream.isatty()
     pretty = format == "pretty" or (format == "auto" and terminal)
+    is_journal = _is_journal(stream, environ)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -59,7 +67,7 @@ def configure_logging(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,  # no log line is hot, and a second call of this must take effect
     )
-    handler = _Handler(stream)
+    handler = _JournalHandler(stream, journal) if is_journal and journal.is_socket() else _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
@@ -68,10 +76,11 @@ def configure_logging(
                 structlog.processors.format_exc_info,
                 structlog.processors.StackInfoRenderer(),
                 _redact_and_order,
+                *([handler.keep_fields] if isinstance(handler, _JournalHandler) else []),
                 _pretty_renderer(colors=terminal and not environ.get("NO_COLOR"))
                 if pretty
                 else structlog.processors.JSONRenderer(ensure_ascii=False),
-                *([_add_priority] if _is_journal(stream, environ) else []),
+                *([_add_priority] if is_journal and not isinstance(handler, _JournalHandler) else []),
             ],
         )
     )
@@ -162,6 +171,49 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.stream.write(f"a log line of {record.name} was lost: {error.__name__ if error else 'unknown'}\n")
 
 
+class _JournalHandler(_Handler):
+    """Lines with their fields to journald's socket, and to the stream what that cannot take.
+
+    A journal that does not keep up costs lines, not frames: they are counted, and the next line says how many.
+    """
+
+    def __init__(self, stream: TextIO, journal: Path) -> None:
+        super().__init__(stream)
+        self._journal = JournalSocket(journal)
+        # Guarded by the handler's lock, which is held while a line is formatted and sent.
+        self._fields: EventDict = {}
+        self._priority = 6
+        self._lost = 0
+
+    def keep_fields(self, _logger: WrappedLogger, method: str, event_dict: EventDict) -> EventDict:
+        """A processor, the last one before the line becomes text."""
+        self._fields, self._priority = dict(event_dict), _PRIORITY.get(method, 6)
+        return event_dict
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send(self.format(record))
+        except Exception:  # noqa: BLE001 - as logging's own handlers: no log line may end what logs it
+            self.handleError(record)
+
+    def _send(self, line: str) -> None:
+        try:
+            if self._lost:
+                lost = {"event": "log_lines_lost", "n": self._lost}
+                self._journal.send(json.dumps({"level": "warning"} | lost), _PRIORITY["warning"], lost)
+                self._lost = 0
+            self._journal.send(line, self._priority, self._fields)
+        except BlockingIOError:
+            self._lost += 1
+        except OSError:  # too long for a datagram, or journald is away
+            self.stream.write(_with_priority(line, self._priority) + self.terminator)
+            self.flush()
+
+    def close(self) -> None:
+        self._journal.close()
+        super().close()
+
+
 def _redact_and_order(_logger: WrappedLogger, _method: str, event_dict: EventDict) -> EventDict:
     clean: dict[str, Any] = redacted(event_dict)
     return {key: clean.pop(key) for key in FIRST_KEYS if key in clean} | clean
@@ -175,9 +227,12 @@ def _pretty_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
 
 
 def _add_priority(_logger: WrappedLogger, method: str, line: object) -> str:
-    # journald takes every line for a message of its own.
-    prefix = f"<{_PRIORITY.get(method, 6)}>"
-    return prefix + str(line).replace("\n", f"\n{prefix}")
+    return _with_priority(str(line), _PRIORITY.get(method, 6))
+
+
+def _with_priority(text: str, priority: int) -> str:
+    # journald takes every line of a stream for a message of its own.
+    return f"<{priority}>" + text.replace("\n", f"\n<{priority}>")
 
 
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "exception": 3, "critical": 2}

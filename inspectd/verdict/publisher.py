@@ -130,6 +130,7 @@ class Publisher:
             boot_id, roster, ledger, metrics, lambda: self._vouched, journal, evidence, required=self._required
         )
         self._heartbeat_at = 0.0
+        self._told_state: tuple[State, str | None] | None = None
 
     # -- any thread ---------------------------------------------------------------------------------
 
@@ -259,8 +260,9 @@ class Publisher:
     def _turn(self) -> None:
         self.worker.beat()
         now = time.monotonic()
-        if now >= self._heartbeat_at:
+        if now >= self._heartbeat_at or self.state != self._told_state:  # a change does not wait for its beat
             self._send_heartbeat()
+        if now >= self._heartbeat_at:
             # By the clock, so that lateness does not add up; beats missed in a pause are not made up for.
             self._heartbeat_at += HEARTBEAT_S
             if self._heartbeat_at <= now:
@@ -296,7 +298,8 @@ class Publisher:
         return True
 
     def _send_heartbeat(self) -> None:
-        message = self._teller.heartbeat(*self.state)
+        self._told_state = self.state
+        message = self._teller.heartbeat(*self._told_state)
         self._sockets.send(HEARTBEAT_TOPIC.encode(), encode(message, self._config.encoding))
 
     # -- the control socket -------------------------------------------------------------------------

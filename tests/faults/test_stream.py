@@ -171,6 +171,7 @@ def test_another_codec_is_judged_like_the_one_before(line, folder, watch):
     line.check(servers=cameras)
 
 
+@pytest.mark.soak
 @fault(
     GROUP,
     "Another frame rate",
