@@ -5,6 +5,7 @@ import random
 import time
 from collections import Counter
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 import pytest
 from colour_bundle import VERDICTS, colour_bundle
@@ -107,17 +108,34 @@ def lateness(client):
     return len(late), max(late, default=0)
 
 
+class OftenFaulty(FaultyCamera):
+    """Once it is `unleashed` each fault comes again and again, however long or short the test takes."""
+
+    EVERY: ClassVar = {"ended": 100, "corrupt": 11, "resized": 17, "old": 23}
+    unleashed = False
+    frames_since = 0
+
+    def fault(self):
+        self.frames_since += self.unleashed
+        for kind, every in self.EVERY.items():
+            if self.unleashed and self.frames_since % every == every - 1:
+                self.injected[kind] += 1
+                return kind
+        return None
+
+
 def test_every_trigger_has_one_answer_whatever_the_camera_does(config, monkeypatch):
-    """Faults of all kinds at random; every answer that judges is that of a frame after the trigger."""
-    camera = FaultyCamera(fps=150, seed=1, ended=0.002, stall=0.001, corrupt=0.02, resized=0.01, old=0.01)
+    """Faults of all kinds; every answer that judges is that of a frame after the trigger."""
+    camera = OftenFaulty(fps=150, ended=0, corrupt=0, resized=0, old=0)
     with running_daemon(monkeypatch, config, camera) as daemon:
         wait_ready(daemon)
         client = TriggerClient(daemon, ROIS)
-        storm(client, 800, seed=2)
+        camera.unleashed = True
+        storm(client, 1200, seed=2)
         counts = check(client, daemon)
         client.close()
-    assert counts["pass", None] > 100
-    assert counts["fail", None] > 100
+    assert counts["pass", None] > 50
+    assert counts["fail", None] > 50
     assert counts["no_result", "corrupt"] > 0
     assert counts["no_result", "camera_down"] + counts["no_result", "deadline"] > 0
     assert client.refused.keys() <= {"busy"}
