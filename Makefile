@@ -49,21 +49,21 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 # What makes and measures models computes; the demo learns longest, so it begins. The rest mostly waits, for cameras and
-# clocks. Two of a kind share the cores well; one thread each, or idle threads of one spin while the other wants the core.
+# clocks. So many of a kind share two cores well; one thread each, or idle threads of one spin while the other wants the core.
 # What may not miss a frame of a live camera comes last, alone.
 COMPUTING := tests/test_demo.py tests/test_workshop_*.py tests/test_detect_*.py tests/test_model_*.py tests/test_bench.py
 ALONE := tests/test_daemon_rtsp.py
 # Faults are waiting for what the daemon does, each with a daemon of its own; the longest files begin.
 FAULTS := $(foreach part,stream camera disk engine threads process,tests/faults/test_$(part).py) tests/faults
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest
-IN_PAIRS := -n 2 --dist loadfile --no-loadscope-reorder
+BY_FILE := --dist loadfile --no-loadscope-reorder
 
 # Debian's packages arrive while Python's do and the code is checked.
 test:
 	@$(MAKE) --no-print-directory --jobs=2 system-packages lint
-	$(PYTEST) $(IN_PAIRS) $(COMPUTING)
-	$(PYTEST) $(IN_PAIRS) $(addprefix --ignore-glob=,$(COMPUTING) $(ALONE) tests/faults/*)
-	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder $(FAULTS)
+	$(PYTEST) -n 2 $(BY_FILE) $(COMPUTING)
+	$(PYTEST) -n 3 $(BY_FILE) $(addprefix --ignore-glob=,$(COMPUTING) $(ALONE) tests/faults/*)
+	$(PYTEST) -n 4 $(BY_FILE) $(FAULTS)
 	$(PYTEST) $(ALONE)
 
 SOAK_HOURS ?= 2

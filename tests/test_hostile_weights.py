@@ -31,9 +31,9 @@ def weights(tmp_path):
 
 def test_broken_headers_are_refused_by_every_reader_without_a_crash_a_hang_or_a_flood(tmp_path):
     """In a child process with little memory and time. `make test-soak` takes more of them."""
-    results = survived(caged("weights", range(120), tmp_path))
+    results = survived(caged("weights", range(40), tmp_path))
     assert {result["way"] for result in results} == set(WAYS)
-    assert Counter(result["outcome"] for result in results)["refused"] > 60
+    assert Counter(result["outcome"] for result in results)["refused"] > 15
 
 
 @pytest.mark.soak

@@ -170,6 +170,7 @@ def test_a_half_open_connection_is_a_stall_and_a_new_one_is_made(line, watch, aw
     line.check()
 
 
+@pytest.mark.soak
 @fault(
     GROUP,
     "Camera accepts and never answers",
@@ -300,6 +301,7 @@ def test_lost_packets_are_damage_and_no_wrong_picture_is_judged(udp_line, watch)
     assert any(m["verdict"] == "pass" for m in verdicts), "nothing was judged between the losses"
 
 
+@pytest.mark.soak
 @fault(
     GROUP,
     "Packets out of order (UDP)",

@@ -63,6 +63,7 @@ def listener():
         process.stdout.close()
 
 
+@pytest.mark.soak
 @fault(
     "Consumers",
     "A subscriber stops reading",

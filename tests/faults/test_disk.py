@@ -121,6 +121,7 @@ def test_the_journal_s_disk_is_full(line, disk, watch):
         go_on(plant, watch, disk.fill, disk.make_room)
 
 
+@pytest.mark.soak
 @fault("Disk", "Journal: disk read-only", injected=BROKEN, does=GO_ON, protection=WRITTEN, detect_s=5, recover_s=8)
 def test_the_journal_s_disk_is_read_only(line, disk, watch):
     """It lets go of the broken file, so that the disk can be repaired, and goes on in it."""
@@ -128,6 +129,7 @@ def test_the_journal_s_disk_is_read_only(line, disk, watch):
         go_on(plant, watch, disk.break_down, disk.repair)
 
 
+@pytest.mark.soak
 @fault(
     "Disk",
     "Journal: disk hangs",
@@ -293,6 +295,7 @@ def test_the_pictures_disk_is_read_only(line, disk, watch):
         lose_pictures(plant, watch, disk.break_down, disk.repair, "evidence_failing")
 
 
+@pytest.mark.soak
 @fault(
     "Disk",
     "Pictures: disk hangs",
@@ -308,6 +311,7 @@ def test_the_pictures_disk_hangs(line, slow_disk, watch):
         lose_pictures(plant, watch, slow_disk.hang, slow_disk.answer, "evidence_slow")
 
 
+@pytest.mark.soak
 @fault(
     "Disk",
     "Pictures: disk gone",

@@ -145,6 +145,7 @@ def test_every_batch_fails(sick, watch):
     watch.recovered()
 
 
+@pytest.mark.soak
 @fault(
     "Engine",
     "Every batch fails for good",
@@ -230,7 +231,7 @@ def test_hang_that_ends(sick, watch):
     detect_s=3.0,
 )
 @pytest.mark.parametrize("hang_s", [SOON_S, pytest.param(None, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("kind", ["openvino", "cuda"])
+@pytest.mark.parametrize("kind", ["openvino", pytest.param("cuda", marks=pytest.mark.soak)])
 def test_hang(tmp_path, watch, kind, hang_s):
     """The end, and nothing is judged in between."""
     with Sick(tmp_path, kind, hang_s) as plant:

@@ -106,11 +106,13 @@ def test_a_covered_lens_is_dark(line, watch):
     refused_until_good_again(line, watch, "covered", "dark")
 
 
+@pytest.mark.soak
 @image_row("Over-exposed", "90 of 255 levels brighter, what is above is white", "bright")
 def test_an_over_exposed_picture_is_bright(line, watch):
     refused_until_good_again(line, watch, "overexposed", "bright")
 
 
+@pytest.mark.soak
 @image_row("Out of focus", "blurred by 3 pixels (sigma)", "blurred")
 def test_a_picture_out_of_focus_is_blurred(line, watch):
     refused_until_good_again(line, watch, "out_of_focus", "blurred")

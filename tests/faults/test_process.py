@@ -280,6 +280,7 @@ def test_no_address_space(line, watch):
         watch.recovered()
 
 
+@pytest.mark.soak
 @fault(
     "Process",
     "Killed for memory",

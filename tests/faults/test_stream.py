@@ -192,6 +192,7 @@ def test_another_frame_rate_is_judged_like_the_one_before(line, folder, watch):
     line.check(servers=[camera])
 
 
+@pytest.mark.soak
 @fault(
     GROUP,
     "Another pixel format",

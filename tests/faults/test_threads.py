@@ -244,12 +244,11 @@ def test_killed(fresh, watch, place):
     "given up. A disk that hangs is no thread that hangs: see the journal and the evidence",
     detect_s=3.0,
 )
-@pytest.mark.parametrize(
-    ("place", "hang_s"), [("evidence", SOON_S), *(pytest.param(place, None, marks=pytest.mark.soak) for place in VITAL)]
-)
-def test_hung(fresh, watch, place, hang_s):
+@pytest.mark.soak
+@pytest.mark.parametrize("place", VITAL)
+def test_hung(fresh, watch, place):
     """Late within a second or two, and then the end."""
-    with fresh(hang_s) as plant:
+    with fresh(hang_s=None) as plant:
         before = len(plant.subscriber.messages)
         watch.injected()
         plant.sabotage(place, "hung")
