@@ -120,7 +120,7 @@ def _make_bundle(place: Place, console: Console) -> None:
 
         # From random weights, because the demo has no network; small pictures, because it has a minute. By
         # steps and not by time, so that a slower machine waits longer for the same model.
-        options = TrainOptions(weights="none", size=96, epochs=7, batch_size=32, seed=SEED)
+        options = TrainOptions(weights="none", size=96, epochs=9, batch_size=32, seed=SEED)
         with progress_bars(console) as tell:
             made = train(place.parts, place.bundle, options, tell, restart=True)
         assert made is not None, "one process trains"

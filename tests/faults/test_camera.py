@@ -197,6 +197,7 @@ def test_a_camera_that_never_answers_is_a_timeout_and_tried_again(line, watch):
     line.check()
 
 
+@pytest.mark.soak
 @fault(
     GROUP,
     "20 connects in a row refused",

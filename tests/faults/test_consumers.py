@@ -187,6 +187,7 @@ def address(url):
     return host, int(port)
 
 
+@pytest.mark.soak
 @fault(
     "Consumers",
     "Connect and disconnect storms",

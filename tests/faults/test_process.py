@@ -204,6 +204,7 @@ def test_stopped_for_a_while(tmp_path, watch, stopped_s):
         assert unbroken(plant.fresh)
 
 
+@pytest.mark.soak
 @fault(
     "Process",
     "No file descriptors left",
