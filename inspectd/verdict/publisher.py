@@ -237,7 +237,7 @@ class Publisher:
 
     @property
     def holds_passes_back(self) -> bool:
-        """Whether nothing passes for now, because it cannot be written to the journal, which is required."""
+        """Whether no verdict passes at this moment: the journal is required and does not take what is written."""
         return self._required and self._journal is not None and self._journal.state == "failing"
 
     # -- the thread "zeromq": its loop --------------------------------------------------------------
