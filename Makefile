@@ -70,7 +70,7 @@ SOAK_HOURS ?= 2
 SOAK_SEED ?= 1
 
 test-soak: $(VENV)/.installed-test system-packages
-	$(BIN)/pytest -m "soak and not cuda" --timeout=3600
+	$(BIN)/pytest -m soak --timeout=3600
 	$(BIN)/python tests/soak/run.py --hours $(SOAK_HOURS) --seed $(SOAK_SEED) -o build/soak-$$(date +%Y%m%d-%H%M%S)
 
 # Each row alone: what one of them costs another is no property of the fault.
@@ -86,7 +86,7 @@ test-vm: $(VENV)/.installed-test
 	$(BIN)/pytest tests/vm -m vm -v --timeout=1800
 
 test-cuda: $(VENV)/.installed-test
-	$(BIN)/pytest -m cuda
+	$(BIN)/pytest -m "cuda and not soak"
 
 FUZZ_SECONDS ?= 60
 

@@ -20,6 +20,7 @@ from inspectd.challenge import ChallengeResult, failures, run_challenge
 from inspectd.config import Settings
 from inspectd.config.diff import Change, changes, take_live
 from inspectd.errors import InspectdError, UsageError
+from inspectd.heap import forget_what_went
 from inspectd.lineup import LineUp, Wiring
 from inspectd.observe.metrics import Metrics
 from inspectd.preflight import check_settings
@@ -142,7 +143,9 @@ class Changeover:
                     self._schedule()
                 continue
             self.worker.beat(JOB_S)
-            answer(self._do(request))
+            result = self._do(request)
+            forget_what_went()  # the line-up that was left, or refused
+            answer(result)
         while not self._commands.empty():
             self._commands.get()[1](ControlError("stopping", "the daemon is being stopped"))
 

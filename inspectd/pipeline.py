@@ -156,6 +156,7 @@ class CropProducer:
             clock=frame.clock,
             captured_at=frame.captured_at,
             arrival=frame.arrival,
+            waited_s=frame.waited_s,
             expires_at=expires_at,
             decode_s=frame.decode_s,
             triggers=triggers,
@@ -231,6 +232,7 @@ def frame_outcome(
         clock=frame.clock,
         captured_at=frame.captured_at,
         arrival=frame.arrival,
+        waited_s=frame.waited_s,
         decode_s=frame.decode_s,
         triggers=triggers,
     )
@@ -247,6 +249,7 @@ def crop_outcome(crop: Crop, origin: Origin, decision: Decision) -> Outcome:
         clock=crop.clock,
         captured_at=crop.captured_at,
         arrival=crop.arrival,
+        waited_s=crop.waited_s,
         decode_s=crop.decode_s,
         triggers=crop.triggers,
         frame=crop.frame,

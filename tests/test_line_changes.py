@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import sqlite3
+import weakref
 
 import cv2
 import numpy as np
@@ -118,6 +119,19 @@ def test_a_recipe_is_acknowledged_with_its_hash_and_no_verdict_mixes_two(line):
     assert line.until(lambda topic, m: topic == "heartbeat/")[-1][1]["recipe"] == "lid"
     back = line.ask("recipe", name=None)
     assert of(back, "recipe", "config") == (None, before["config"])
+
+
+def test_a_line_up_that_was_left_is_let_go_at_once(folder, monkeypatch):
+    """Its engine may hold memory of a GPU, which the next one needs; nothing waits for the garbage collector."""
+    with running_daemon(monkeypatch, folder / "line.toml", FaultyCamera(fps=100)) as daemon, Line(daemon) as line:
+        line.state("ready")
+        for _ in range(3):
+            assert line.ask("recipe", name="lid")["ok"]
+            left = weakref.ref(daemon.station.lineup)
+            assert not line.ask("recipe", name="wrong")["ok"]  # a refused one leaves nothing, and breaks nothing
+            assert left() is daemon.station.lineup
+            assert line.ask("recipe", name=None)["ok"]
+            assert left() is None
 
 
 @pytest.mark.parametrize(

@@ -322,9 +322,11 @@ class TestLastDefence:
         """Judged in time, and then this process stood still: whatever it says, it says of a part that has gone."""
         sub = connected(subscribe(rig))
         rig.publish(1, said, arrival=time.monotonic() - MAX_AGE_S)
+        rig.publish(1, said, arrival=time.monotonic() - MAX_AGE_S / 2, waited_s=MAX_AGE_S / 2)  # some of it before
         rig.publish(1, no_result("corrupt"), arrival=time.monotonic() - MAX_AGE_S)
-        got = [m for _, m in sub.until(lambda _, m: m.seq == 2 and isinstance(m, Verdict)) if isinstance(m, Verdict)]
+        got = [m for _, m in sub.until(lambda _, m: m.seq == 3 and isinstance(m, Verdict)) if isinstance(m, Verdict)]
         assert [(m.verdict, m.reason, m.label) for m in got] == [
+            ("no_result", "stale", None),
             ("no_result", "stale", None),
             ("no_result", "corrupt", None),
         ]

@@ -40,6 +40,7 @@ class Crop:
     arrival: float
     expires_at: float  # from here on its verdict is `stale`; infinite for recordings
     decode_s: float
+    waited_s: float = 0.0  # that the picture had been on its way when it arrived
     triggers: tuple[Trigger, ...] = ()  # that this frame answers; none in free run
     frame: Frame | None = None  # kept only where evidence may be wanted of it
     asked_by: Callable[[Any], None] | None = None  # gets the outcome instead of the publisher: a challenge

@@ -47,7 +47,8 @@ class Origin:
 class Outcome:
     """A decision about one ROI of one frame, on its way to the publisher.
 
-    `arrival` is monotonic seconds, `captured_at` Unix seconds; stages that were not reached are 0.
+    `arrival` is monotonic seconds, before which the picture had been on its way for `waited_s`; `captured_at` is Unix
+    seconds; stages that were not reached are 0.
     """
 
     ticket: Ticket
@@ -58,6 +59,7 @@ class Outcome:
     clock: Clock
     captured_at: float
     arrival: float
+    waited_s: float = 0.0
     decode_s: float = 0.0
     queue_s: float = 0.0
     engine_s: float = 0.0

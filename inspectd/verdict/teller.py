@@ -5,7 +5,6 @@ All of it belongs to the thread "zeromq": one thing after the other, in the orde
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from inspectd.verdict.schema import (
 )
 from inspectd.verdict.stream import MessageJournal, Stream
 from inspectd.verdict.triggers import GUARD_S, TriggerDesk
+from inspectd.verdict.veto import Veto
 
 Observe = Callable[[float], None]
 _CAPTURE_REASONS = frozenset(get_args(CaptureReason))
@@ -91,10 +91,7 @@ class Waiting:
 class Teller:
     """Decides what is said, and has the stream say it.
 
-    This is the one place where every verdict passes, so it is asked here, right before it is sent: while `vouched()` is
-    false it is `no_result(not_ready)`, and what has become older than its camera's `max_age_ms` is `no_result(stale)`,
-    whatever held it up on the way, this process standing still included. With `required` nothing passes that is not
-    on disk.
+    This is the one place where every verdict passes, so the veto is asked here, right before it is sent.
     """
 
     def __init__(
@@ -110,11 +107,10 @@ class Teller:
         required: bool = False,
     ) -> None:
         self._boot_id = boot_id
-        self._required = required
         self._roster = roster
         self._ledger = ledger
         self._metrics = metrics
-        self._vouched = vouched
+        self._veto = Veto(roster.cameras, vouched, required=required)
         self._journal = journal
         self._evidence = evidence
         self._observe_publish = metrics.stage("publish")
@@ -125,7 +121,6 @@ class Teller:
         self._desk = TriggerDesk(boot_id, roster.cameras)
         self._parts = PartStream(boot_id, self._tell_part, metrics)
         self._parts.use(roster.parts)
-        self._max_age_s = _max_ages(roster)
         self._maker = VerdictMaker(boot_id)
         self._camera_states: dict[str, tuple[State, str | None]] = dict.fromkeys(names, ("starting", None))
         self._told: dict[str, tuple[State, str | None]] = {}
@@ -195,7 +190,7 @@ class Teller:
     ) -> None:
         """Publish an outcome, as it is or as no_result for a reason that outweighs it; then settle its ticket."""
         outcome = waiting.outcome
-        instead = self._forbidden(outcome) or instead
+        instead = self._veto.on(outcome) or instead
         decision = outcome.decision if instead is None else no_result(instead)
         if decision.verdict != "no_result" or decision.reason is not None:  # of an empty station nothing is to be seen
             self._keep_evidence(outcome, decision.verdict)
@@ -204,12 +199,7 @@ class Teller:
             return self._maker.make(outcome, seq, decision, trigger)
 
         def withheld(staged: Verdict, recorded: bool) -> Verdict | None:
-            # It waited for the disk; meanwhile its trigger's time, or what vouched for it, may be over.
-            if staged.verdict == "no_result":
-                return None
-            overdue = trigger is not None and time.monotonic() >= trigger.deadline_at
-            unrecorded = self._required and staged.verdict == "pass" and not recorded
-            why = "deadline" if overdue else "not_ready" if unrecorded else self._forbidden(outcome)
+            why = self._veto.on_held(staged, outcome, trigger, recorded=recorded)
             return None if why is None else self._maker.make(outcome, staged.seq, no_result(why), trigger)
 
         def settle(sent: Verdict) -> None:
@@ -223,15 +213,6 @@ class Teller:
                 self._observe_trigger[sent.camera](now - trigger.accepted_at)
 
         self._stream.tell(verdict_topic(ticket.camera, ticket.roi), make, instead=withheld, then=settle)
-
-    def _forbidden(self, outcome: Outcome) -> NoResultReason | None:
-        """Why an outcome must not be told as it is, at this moment; None when it may."""
-        if not self._vouched():
-            return "not_ready"
-        said = outcome.decision
-        nothing = said.verdict == "no_result" and said.reason is not None  # that is as true later
-        late = time.monotonic() - outcome.arrival >= self._max_age_s.get(outcome.ticket.camera, math.inf)
-        return "stale" if late and not nothing else None
 
     def _answer_without_frame(self, trigger: Trigger, roi: str, reason: NoResultReason) -> None:
         """Publish no_result for a trigger that no frame answers, or none in time."""
@@ -270,9 +251,8 @@ class Teller:
 
     def _tell_part(self, part: Callable[[int], Part], camera: str, roi: str) -> None:
         def withheld(staged: Part, recorded: bool) -> Part | None:
-            if recorded or not self._required or staged.verdict != "pass":
-                return None
-            return staged.model_copy(update={"verdict": "no_result", "reason": "not_ready"})
+            why = self._veto.on_held_part(staged, recorded=recorded)
+            return None if why is None else staged.model_copy(update={"verdict": "no_result", "reason": why})
 
         def count(sent: Part) -> None:
             self._metrics.part(camera, roi, sent.verdict)
@@ -340,7 +320,7 @@ class Teller:
                 self._answer_without_frame(trigger, roi, "not_ready")
         self._parts.interrupt("not_ready")
         self._roster = roster
-        self._max_age_s = _max_ages(roster)
+        self._veto.use(roster.cameras)
         self._desk.use(roster.cameras)
         self._parts.use(roster.parts)
 
@@ -372,8 +352,3 @@ class Teller:
         else:
             self._desk.post(trigger)
             self._tell_status(trigger.camera)
-
-
-def _max_ages(roster: Roster) -> dict[str, float]:
-    """How old what is judged may be when it is told, seconds by camera; a recording is as old as it is."""
-    return {camera.name: camera.max_age_ms / 1000 for camera in roster.cameras if camera.live}
