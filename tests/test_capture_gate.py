@@ -494,6 +494,22 @@ def test_an_encoder_that_codes_one_picture_in_several_ways_is_frozen_all_the_sam
     assert "frozen" not in admissions("usb:0")
 
 
+def test_other_regions_do_not_thaw_a_frozen_encoder():
+    """With them every way of coding the one picture is new once more; what shows more than those has moved."""
+    gate = Gate(config(frozen_after_s=2))
+    ways = [np.full((HEIGHT, WIDTH), 90 + step, np.uint8) for step in range(16)]
+    at = [n / 10 for n in range(80)]
+    admissions = [gate.admit(frame(t, t, luma=ways[n % 16], noise=False), t) for n, t in enumerate(at[:50])]
+    assert admissions[-1] == "frozen"
+    gate.adopt(config(frozen_after_s=2, rois=((16, 16, 32, 32),)), None)
+    assert {gate.admit(frame(t, t, luma=ways[n % 16], noise=False), t) for n, t in enumerate(at[50:])} == {"frozen"}
+    moving = [np.full((HEIGHT, WIDTH), 10 + step, np.uint8) for step in range(20)]
+    gate.adopt(config(frozen_after_s=2, rois=((8, 8, 32, 32),)), None)
+    timed = zip(np.arange(8, 10, 0.1), moving, strict=True)
+    thawed = [gate.admit(frame(t, t, luma=luma, noise=False), t) for t, luma in timed]
+    assert thawed == ["frozen"] * 16 + ["admitted"] * 4
+
+
 def test_pictures_that_come_again_after_many_others_are_no_frost():
     """A camera that is tried with a short recording, over and over."""
     gate = Gate(config(frozen_after_s=1))

@@ -202,6 +202,7 @@ class FrostDetector:
         self._remembered = remembered
         self._layout: tuple[str, int, int] | None = None
         self._known: dict[int, None] = {}  # checksums of pictures, the one that was seen last at the end
+        self._doubted = 0  # so many new pictures may still be other ways of showing one that has been frozen
 
     def frozen(self, frame: Frame) -> bool:
         """Whether there was nothing new to be seen for too long. Every ROI must lie inside the frame."""
@@ -214,13 +215,20 @@ class FrostDetector:
             self._known = {picture: None}
             # Other regions of a picture that stood still: it has not moved now. Another layout has.
             self.since = min(self.since, frame.arrival) if first else frame.arrival
+            self._doubted = self._remembered - 1 if self._too_long(frame) else 0
         elif picture in self._known:
             self._known[picture] = self._known.pop(picture)
         else:
             self._known[picture] = None
             if len(self._known) > self._remembered:
                 del self._known[next(iter(self._known))]
-            self.since = frame.arrival
+            if self._doubted:
+                self._doubted -= 1
+            else:
+                self.since = frame.arrival
+        return self._too_long(frame)
+
+    def _too_long(self, frame: Frame) -> bool:
         return frame.arrival - self.since > self._frozen_after_s
 
 
