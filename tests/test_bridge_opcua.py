@@ -5,6 +5,7 @@ import datetime as dt
 import functools
 import itertools
 import logging
+import os
 import socket
 import threading
 import time
@@ -428,6 +429,7 @@ def test_only_a_certificate_that_lies_in_the_folder_now_and_is_valid_today_is_tr
     (tmp_path / "known.der").write_bytes(known.read_bytes())
     (tmp_path / "old.der").write_bytes(old.read_bytes())
     (tmp_path / "broken.pem").write_bytes(b"-----BEGIN nothing")
+    os.mkfifo(tmp_path / "aside.pem")
     assert users.get_user(None, certificate=known.read_bytes()).role is UserRole.User
     assert users.get_user(None, "admin", "admin", known.read_bytes()).role is UserRole.User
     for nobody in (None, b"", b"\0" * 1000, old.read_bytes()):
@@ -442,11 +444,17 @@ def test_certificates_that_cannot_be_used_are_a_clear_line(certificates, tmp_pat
     _, other_key = certificates("strange", "strange", "urn:scada")
     garbage, absent = tmp_path / "no.der", tmp_path / "absent"
     garbage.write_bytes(b"no")
+    pipe, huge = tmp_path / "pipe.der", tmp_path / "huge.der"
+    os.mkfifo(pipe)
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
     for certificate, private, clients, message in [
         (garbage, key, tmp_path, r"no\.der: is no certificate"),
-        (absent, key, tmp_path, r"absent: cannot be read: No such file"),
+        (absent, key, tmp_path, r"certificate .*absent: no such file"),
+        (pipe, key, tmp_path, r"certificate .*pipe\.der: is no plain file"),
+        (own, huge, tmp_path, r"--private-key .*huge\.der: is longer than 65,536 bytes"),
         (own, garbage, tmp_path, r"--private-key .*no\.der: is no unencrypted private key"),
-        (own, absent, tmp_path, r"--private-key .*absent: cannot be read: No such file"),
+        (own, absent, tmp_path, r"--private-key .*absent: no such file"),
         (own, other_key, tmp_path, r"--private-key .*strange\.pem: is not the key of .*server\.der"),
         (own, key, absent, r"--clients .*absent: no such folder"),
     ]:

@@ -21,10 +21,13 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from inspectd.config.plain_file import read_plain_file
 from inspectd.errors import UsageError
 
 log = structlog.get_logger(__name__)
 
+MAX_BYTES = 65_536
+"""Of a certificate or a key."""
 POLICIES = [
     ua.SecurityPolicyType.Basic256Sha256_SignAndEncrypt,
     ua.SecurityPolicyType.Aes128Sha256RsaOaep_SignAndEncrypt,
@@ -110,21 +113,17 @@ def load_certificate(path: Path) -> x509.Certificate:
     Raises:
         UsageError: one line that names the file.
     """
+    data = read_plain_file(path, MAX_BYTES, f"certificate {path}")
     try:
-        data = path.read_bytes()
         return x509.load_pem_x509_certificate(data) if b"-----BEGIN" in data else x509.load_der_x509_certificate(data)
-    except OSError as err:
-        raise UsageError(f"certificate {path}: cannot be read: {err.strerror}") from None
     except ValueError:
         raise UsageError(f"certificate {path}: is no certificate in PEM or DER") from None
 
 
 def _load_key(path: Path) -> RSAPrivateKey:
+    data = read_plain_file(path, MAX_BYTES, f"--private-key {path}")
     try:
-        data = path.read_bytes()
         key = load_pem_private_key(data, None) if b"-----BEGIN" in data else load_der_private_key(data, None)
-    except OSError as err:
-        raise UsageError(f"--private-key {path}: cannot be read: {err.strerror}") from None
     except (ValueError, TypeError):
         raise UsageError(f"--private-key {path}: is no unencrypted private key in PEM or DER") from None
     if not isinstance(key, RSAPrivateKey):
