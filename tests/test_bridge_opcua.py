@@ -395,7 +395,7 @@ def certify(folder, name, uri, days):
 def test_with_certificates_only_known_clients_connect_and_all_is_encrypted(line, certificates, monkeypatch):
     """A stranger, a client without security, and one whose certificate was taken out are refused."""
     certificate, key = certificates("own", "server", "urn:inspectd:test")
-    known, known_key = certificates("known", "known", "urn:scada")
+    known, known_key = certificates("leaving", "leaving", "urn:scada")
     stranger, stranger_key = certificates("strange", "strange", "urn:scada")
     security = Security(certificate, key, known.parent)
 
