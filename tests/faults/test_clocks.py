@@ -14,6 +14,7 @@ import pytest
 import zmq
 from colour_bundle import VERDICTS, colour_bundle
 from faulty_camera import kind_at
+from journal_kit import eventually, query
 from own_clock import FPS
 from plant import Plant, wrong
 from row import fault
@@ -173,14 +174,15 @@ def stands_the_step(plant, watch, by_s):
     assert all(0 <= value < 2000 for m in verdicts for value in m["latency_ms"].values() if value is not None)
     assert dropped_of(plant, "line") == dropped
     assert {m["state"] for m in plant.subscriber.messages[start:] if m["topic"] == "heartbeat/"} <= {"ready"}
+    assert {m["journal"] for m in plant.subscriber.messages[start:] if m["topic"] == "heartbeat/"} <= {"ok"}
+    boot, seq = verdicts[-1]["boot_id"], verdicts[-1]["seq"]
+    row = "SELECT 1 FROM rows WHERE boot_id = ? AND topic = 'verdict/line/part/' AND seq = ?"
+    eventually(lambda: query(plant.folder / "journal.db", row, boot, seq))
     for message in verdicts:
         if message["verdict"] == "fail":
             assert message["evidence"], message
     shown = [plant.folder / "evidence" / m["evidence"] for m in verdicts if m["evidence"]]
-    deadline = time.monotonic() + 10
-    while not all(path.exists() for path in shown):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: all(path.exists() for path in shown))
 
 
 def unix(stamp):
