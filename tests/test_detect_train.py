@@ -86,6 +86,7 @@ def test_it_learns_and_says_how_well(bundle, rows, data):
     assert not bundle.path.with_name("bundle.run").exists()
 
 
+@pytest.mark.soak
 def test_the_exact_copy_finds_what_torch_finds(bundle, network, val, eager):
     """In float32, weights not shortened: every strong box, within half a pixel; and hardly any in an even picture."""
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -295,6 +296,7 @@ def test_thresholds_let_no_validation_defect_pass(bundle):
     assert (figures["escapes"], figures["escaped_by_class"]) == (1, {"disc": 0, "square": 1})
 
 
+@pytest.mark.soak
 def test_a_copy_is_added_later_behind_the_same_gate(bundle, data, tmp_path):
     """Into a new bundle; torch's own file too. What a detector cannot have is refused."""
     slim = tmp_path / "slim"
