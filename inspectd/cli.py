@@ -74,8 +74,10 @@ def _quiet_logs(level: Literal["debug", "warning"]) -> None:
 def run(config: Config) -> None:
     """The daemon: runs until SIGTERM or SIGINT, or until every recording was played."""
     from inspectd.config import load_settings
+    from inspectd.heap import share_arenas
     from inspectd.observe.logs import configure_logging
 
+    share_arenas()  # before there are threads
     settings = load_settings(config)
     configure_logging(settings.log.format, settings.log.level)
 
