@@ -207,7 +207,7 @@ def test_the_map_and_the_nodes_of_a_line_are_printed(config):
         (["modbus", "--layout", "L", "--bind", "no.such.host.invalid:1502", "--insecure"], r"has no address"),
         (
             ["opcua", "--layout", "L", "--certificate", "a", "--private-key", "b", "--clients", "."],
-            r"certificate a: cannot",
+            r"certificate a: no such file",
         ),
     ],
 )

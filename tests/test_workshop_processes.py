@@ -37,9 +37,8 @@ def killed_until_done(data, bundle, options, kills=0, within_s=0.0, rng=None):
     return in_training
 
 
-@pytest.mark.parametrize(
-    ("kills", "within_s", "epochs"), [(1, 1.0, 4), pytest.param(20, 4.0, 8, marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize(("kills", "within_s", "epochs"), [(1, 1.0, 4), (20, 4.0, 8)])
 def test_training_killed_at_random_moments_ends_with_the_same_weights(tmp_path, kills, within_s, epochs):
     """SIGKILL while it reads, trains, saves or exports: every checkpoint loads, and nothing is lost or changed."""
     options = TrainOptions(size=32, epochs=epochs, batch_size=8, threads=1, dropout=0.2, int8=False)
@@ -54,6 +53,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_weights(tmp_path, 
     assert left == ["broken", "data", "whole"]
 
 
+@pytest.mark.soak
 def test_two_processes_train_one_network(tmp_path):
     """torchrun with gloo: the batch is shared, both end with the same weights, the first writes the bundle."""
     data = write_pictures(tmp_path / "data", {"good": 60, "stain": 60, "empty": 60})

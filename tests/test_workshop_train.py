@@ -117,6 +117,7 @@ def test_the_files_can_be_read_by_another_user(bundle):
         assert (bundle.path / name).stat().st_mode & 0o044 == 0o044, name
 
 
+@pytest.mark.soak
 def test_the_same_seed_gives_the_same_weights(few, tmp_path):
     """Same pictures, options and machine: the same file, byte for byte. What it does is told on the way."""
     options, told = TrainOptions(size=32, epochs=1, batch_size=16, threads=1, int8=False), set()
@@ -125,6 +126,7 @@ def test_the_same_seed_gives_the_same_weights(few, tmp_path):
     assert train(few, tmp_path / "b", options).manifest.files["model.safetensors"] == first
 
 
+@pytest.mark.soak
 def test_the_time_budget_ends_training_early(few, tmp_path):
     """Ten thousand epochs in two seconds: the schedule is shortened, and a bundle comes out."""
     options = TrainOptions(size=32, epochs=10_000, batch_size=16, time_budget_s=2, int8=False, threads=1)
@@ -252,6 +254,7 @@ def test_a_copy_that_judges_otherwise_is_refused(bundle, data, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.soak
 def test_a_copy_that_bf16_spoils_runs_with_float32(bundle, data, tmp_path, monkeypatch):
     """The second try; bundle.json says so, and the engine obeys. Without bf16 in the processor there is no first."""
     from inspectd.config import EngineConfig
