@@ -13,8 +13,6 @@ from collections.abc import Callable
 
 TRIM_S = 60.0
 """Between two trims; one takes about a millisecond, in which a thread that wants memory of the same arena waits."""
-
-
 ARENAS = 2
 """With glibc's own limit (8 for each core) every thread has an arena, and what a change of recipe or a crowd leaves
 lies in another one each time: resident memory crept up for hours of such changes. Threads meet seldom in malloc here:

@@ -8,19 +8,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from inspectd.config import CameraConfig
-from inspectd.errors import CaptureReason
 from inspectd.frame import Box, Frame
 from inspectd.observe.ledger import Ledger, Ticket
 from inspectd.trigger import Trigger, TriggerBoard
+from inspectd.verdict.camera_status import CameraStatuses, StatusMetrics
 from inspectd.verdict.control_schema import ControlError, ErrorCode, TriggerAccepted, TriggerRequest
 from inspectd.verdict.decide import Origin, Outcome, no_result
 from inspectd.verdict.message import VerdictMaker
 from inspectd.verdict.part_stream import PartMetrics, PartStream, RoiParts
 from inspectd.verdict.schema import (
-    CameraStatus,
     Heartbeat,
     NoResultReason,
     Part,
@@ -28,7 +27,6 @@ from inspectd.verdict.schema import (
     Verdict,
     VerdictKind,
     part_topic,
-    status_topic,
     timestamp,
     verdict_topic,
 )
@@ -37,17 +35,15 @@ from inspectd.verdict.triggers import GUARD_S, TriggerDesk
 from inspectd.verdict.veto import Veto
 
 Observe = Callable[[float], None]
-_CAPTURE_REASONS = frozenset(get_args(CaptureReason))
 
 
-class TellerMetrics(PartMetrics, Protocol):
+class TellerMetrics(PartMetrics, StatusMetrics, Protocol):
     """The part of the metrics that is filled here. Seconds."""
 
     def stage(self, name: Literal["publish"]) -> Observe: ...
     def capture_to_verdict(self, camera: str) -> Observe: ...
     def trigger_to_verdict(self, camera: str) -> Observe: ...
     def trigger(self, camera: str, result: Literal["accepted"] | ErrorCode) -> None: ...
-    def triggers_pending(self, camera: str, n: int) -> None: ...
     def late_result(self, camera: str) -> None: ...
 
 
@@ -122,8 +118,7 @@ class Teller:
         self._parts = PartStream(boot_id, self._tell_part, metrics)
         self._parts.use(roster.parts)
         self._maker = VerdictMaker(boot_id)
-        self._camera_states: dict[str, tuple[State, str | None]] = dict.fromkeys(names, ("starting", None))
-        self._told: dict[str, tuple[State, str | None]] = {}
+        self._cameras = CameraStatuses(boot_id, names, self._desk, metrics)
         self._heartbeat_seq = 0
 
     @property
@@ -137,8 +132,7 @@ class Teller:
     def begin(self, stream: Stream) -> None:
         """The stream is there: every camera is starting."""
         self._stream = stream
-        for camera in self._camera_states:
-            self._tell_status(camera)
+        self._cameras.begin(stream)
 
     def wait_s(self) -> float:
         """How long nothing needs to be said unasked, at most."""
@@ -156,7 +150,7 @@ class Teller:
         for trigger, roi in self._desk.abandon_everything():
             self._answer_without_frame(trigger, roi, "not_ready")
         self._parts.interrupt("not_ready")
-        for camera in self._camera_states:
+        for camera in self._cameras.names:
             self.status(camera, "fault", "stopped")
 
     # -- verdicts -----------------------------------------------------------------------------------
@@ -183,7 +177,7 @@ class Teller:
                 ticket = None
         if ticket is not None:
             self._ledger.dropped(ticket, "late")
-        self._tell_status(camera)
+        self._cameras.tell(camera)
 
     def _tell_verdict(
         self, waiting: Waiting, ticket: Ticket, trigger: Trigger | None, instead: NoResultReason | None
@@ -227,7 +221,7 @@ class Teller:
             self._observe_trigger[sent.camera](time.monotonic() - trigger.accepted_at)
 
         self._stream.tell(verdict_topic(trigger.camera, roi), make, then=settle)
-        self._tell_status(trigger.camera)
+        self._cameras.tell(trigger.camera)
 
     def _settle(self, sent: Verdict, ticket: Ticket) -> None:
         reason = sent.reason or ("empty" if sent.verdict == "no_result" else "")
@@ -262,41 +256,12 @@ class Teller:
     # -- states and heartbeats ----------------------------------------------------------------------
 
     def status(self, camera: str, state: State, reason: str | None) -> None:
-        self._camera_states[camera] = (state, reason)
-        self._tell_status(camera)
-        if self._is_down(camera):
+        self._cameras.change(camera, state, reason)
+        if self._cameras.is_down(camera):
             if reason != "finished":  # the last frames of a recording still are on their way
                 self._parts.interrupt("camera_down", camera)
             for trigger, roi in self._desk.abandon(camera):
                 self._answer_without_frame(trigger, roi, "camera_down")
-
-    def _is_down(self, camera: str) -> bool:
-        """No frame can be had; a camera whose frames are refused answers with the reason of that."""
-        state, reason = self._camera_states[camera]
-        return state == "starting" or (state == "fault" and reason in _CAPTURE_REASONS)
-
-    def _tell_status(self, camera: str) -> None:
-        state, reason = self._camera_states[camera]
-        if camera in self._desk.boards:
-            self._metrics.triggers_pending(camera, self._desk.pending(camera))
-            if state == "ready" and self._desk.busy(camera):
-                state = "busy"
-        topic = status_topic(camera)
-        if self._told.get(camera) == (state, reason):
-            return
-        self._told[camera] = (state, reason)
-
-        def make(seq: int) -> CameraStatus:
-            return CameraStatus(
-                boot_id=self._boot_id,
-                seq=seq,
-                camera=camera,
-                state=state,
-                reason=reason,
-                published_at=timestamp(time.time()),
-            )
-
-        self._stream.tell(topic, make)
 
     def heartbeat(self, state: State, reason: str | None) -> Heartbeat:
         """The next heartbeat."""
@@ -346,9 +311,9 @@ class Teller:
             deadline_at=timestamp(now + trigger.deadline_at - trigger.accepted_at),
         )
         reply(accepted)
-        if self._is_down(trigger.camera):
+        if self._cameras.is_down(trigger.camera):
             for owed, roi in self._desk.close(trigger):
                 self._answer_without_frame(owed, roi, "camera_down")
         else:
             self._desk.post(trigger)
-            self._tell_status(trigger.camera)
+            self._cameras.tell(trigger.camera)
