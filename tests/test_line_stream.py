@@ -15,6 +15,7 @@ from faulty_camera import FaultyCamera, kind_at
 from line import Line, TriggerClient, running_daemon
 
 from inspectd.verdict.decide import Decider
+from inspectd.verdict.schema import encode
 
 CONFIG = """
 [model]
@@ -175,6 +176,35 @@ def test_a_late_result_is_counted_and_journaled_and_never_published(write, monke
         ((body,),) = journal.execute("SELECT body FROM rows WHERE kind = 'late'").fetchall()
     late = json.loads(body)
     assert (late["verdict"], late["trigger_id"]) == ("pass", reply["trigger_id"])
+
+
+def test_a_deadline_that_passes_while_the_message_is_written_is_no_judgement(write, monkeypatch, tmp_path):
+    """A thread may lose its processor between any two steps: the time is asked for when nothing is left but to send."""
+
+    def slow(message, encoding):
+        body = encode(message, encoding)
+        if getattr(message, "verdict", None) == "pass":
+            time.sleep(0.15)
+        return body
+
+    config = write('[journal]\npath = "journal.db"', 'trigger = "command"')
+    camera = FaultyCamera(fps=50, scene=lambda moment: "good")
+    with running_daemon(monkeypatch, config, camera) as daemon, Line(daemon) as line:
+        line.state("ready")
+        monkeypatch.setattr("inspectd.verdict.stream.encode", slow)
+        reply = line.ask("trigger", camera="line1", deadline_ms=100)
+        verdict = line.verdict()
+        assert (verdict["trigger_id"], verdict["seq"]) == (reply["trigger_id"], 1)
+        assert (verdict["verdict"], verdict["reason"]) == ("no_result", "deadline")
+        assert line.ask("trigger", camera="line1", deadline_ms=2000)["ok"]
+        assert line.verdict()["verdict"] == "pass"
+        assert daemon.metrics.registry.get_sample_value("inspectd_late_results_total", {"camera": "line1"}) == 1
+        assert all(account.balanced for account in daemon.ledger.snapshot())
+    with sqlite3.connect(tmp_path / "journal.db") as journal:
+        ((first,),) = journal.execute(
+            "SELECT body FROM rows WHERE kind = 'message' AND topic LIKE 'verdict/%' AND seq = 1"
+        )
+    assert json.loads(first) == verdict
 
 
 def test_open_triggers_are_answered_at_the_end(write, monkeypatch):

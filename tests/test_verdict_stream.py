@@ -79,6 +79,21 @@ def test_what_changes_its_meaning_while_it_waits_is_journaled_again_and_sent_so(
     assert done[-1] == ("send", "x/", 1)
 
 
+def test_where_nothing_waits_for_the_disk_the_last_moment_counts_as_well(done):
+    """One message and one row: what was sent."""
+    stream = make(done, before_publish=False)
+    asked, told = [], []
+
+    def instead(message, recorded):
+        asked.append((message.state, recorded))
+        return status(message.seq, "fault")
+
+    stream.tell("x/", status, instead=instead, then=told.append)
+    assert asked == [("ready", True)]
+    assert done == [("send", "x/", 1), ("journal", "x/", 1)]
+    assert told[0].state == "fault"
+
+
 def test_what_a_message_causes_goes_out_in_the_same_flush(done):
     """Nobody would come back for it before the next event."""
     stream = make(done, before_publish=True)

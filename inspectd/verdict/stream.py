@@ -79,24 +79,25 @@ class Stream:
     ) -> None:
         """Number, journal and send the message that `make(seq)` gives, now or with the next `flush`.
 
-        When it had to wait for the disk, `instead(message, recorded)` may give another of the same seq right before it
-        is sent; `recorded` is false when the disk did not take it. `then(message)` is called with what was sent.
+        Right before it is sent `instead(message, recorded)` may give another of the same seq; `recorded` is false when
+        the disk was waited for and did not take it. `then(message)` is called with what was sent.
         """
         known = self._topics.get(topic)
         if known is None:
             known = self._topics[topic] = _Topic(topic, topic.encode())
         message = make(known.seq + 1)
         known.seq += 1
-        body = encode(message, self._encoding)
+        staged = _Staged(known, message, encode(message, self._encoding), instead, then)
         if self._before_publish:
-            self._staged.append(_Staged(known, message, body, instead, then))
+            self._staged.append(staged)
             return
-        self._send(known.wire, body)
-        known.last = message
+        self._revise(staged, recorded=True)
+        self._send(known.wire, staged.body)
+        known.last = staged.message
         if self._journal is not None:
-            self._journal.message(topic, message.seq, body)
-        if then is not None:
-            then(message)
+            self._journal.message(topic, staged.message.seq, staged.body)
+        if staged.then is not None:
+            staged.then(staged.message)
 
     def flush(self) -> None:
         """Write what is staged to disk and send it, and what that makes others tell as well."""
@@ -117,14 +118,19 @@ class Stream:
 
     def _send_staged(self, staged: _Staged, *, recorded: bool) -> None:
         assert self._journal is not None
-        message, body = staged.message, staged.body
-        if staged.instead is not None and (other := staged.instead(message, recorded)) is not None:
-            message, body = other, encode(other, self._encoding)
-            self._journal.message(staged.topic.name, message.seq, body)  # the later row counts
-        self._send(staged.topic.wire, body)
-        staged.topic.last = message
+        if self._revise(staged, recorded=recorded):
+            self._journal.message(staged.topic.name, staged.message.seq, staged.body)  # the later row counts
+        self._send(staged.topic.wire, staged.body)
+        staged.topic.last = staged.message
         if staged.then is not None:
-            staged.then(message)
+            staged.then(staged.message)
+
+    def _revise(self, staged: _Staged, *, recorded: bool) -> bool:
+        """The last moment before it is sent; whether it says something else now."""
+        if staged.instead is None or (other := staged.instead(staged.message, recorded)) is None:
+            return False
+        staged.message, staged.body = other, encode(other, self._encoding)
+        return True
 
     def repeat(self, prefixes: set[bytes]) -> None:
         """Send the last message of every topic that a new subscription asks for, as it was but `replayed`."""

@@ -193,8 +193,12 @@ class Teller:
             return self._maker.make(outcome, seq, decision, trigger)
 
         def withheld(staged: Verdict, recorded: bool) -> Verdict | None:
-            why = self._veto.on_held(staged, outcome, trigger, recorded=recorded)
-            return None if why is None else self._maker.make(outcome, staged.seq, no_result(why), trigger)
+            why = self._veto.at_last(staged, outcome, trigger, recorded=recorded)
+            if why is None:
+                return None
+            if why == "deadline" and trigger is not None:
+                self._note_late(outcome, trigger)
+            return self._maker.make(outcome, staged.seq, no_result(why), trigger)
 
         def settle(sent: Verdict) -> None:
             self._settle(sent, ticket)
@@ -245,7 +249,7 @@ class Teller:
 
     def _tell_part(self, part: Callable[[int], Part], camera: str, roi: str) -> None:
         def withheld(staged: Part, recorded: bool) -> Part | None:
-            why = self._veto.on_held_part(staged, recorded=recorded)
+            why = self._veto.at_last_on_part(staged, recorded=recorded)
             return None if why is None else staged.model_copy(update={"verdict": "no_result", "reason": why})
 
         def count(sent: Part) -> None:

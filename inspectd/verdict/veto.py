@@ -38,18 +38,21 @@ class Veto:
         age_s = time.monotonic() - outcome.arrival + outcome.waited_s
         return "stale" if age_s >= self._max_age_s.get(outcome.ticket.camera, math.inf) else None
 
-    def on_held(
+    def at_last(
         self, staged: Verdict, outcome: Outcome, trigger: Trigger | None, *, recorded: bool
     ) -> NoResultReason | None:
-        """Against a verdict that waited for the disk: its trigger's time, or what vouched for it, may be over."""
-        if staged.verdict == "no_result":
+        """Against a verdict that is written down already: its trigger's time, or what vouched for it, may be over.
+
+        It may have waited for the disk; and a thread may lose its processor between any two of its steps.
+        """
+        if staged.verdict == "no_result" and staged.reason is not None:
             return None
         if trigger is not None and time.monotonic() >= trigger.deadline_at:
             return "deadline"
         return self._unrecorded(staged, recorded) or self.on(outcome)
 
-    def on_held_part(self, staged: Part, *, recorded: bool) -> NoResultReason | None:
-        """Against a part that waited for the disk."""
+    def at_last_on_part(self, staged: Part, *, recorded: bool) -> NoResultReason | None:
+        """Against a part that is written down already."""
         return self._unrecorded(staged, recorded)
 
     def _unrecorded(self, staged: Verdict | Part, recorded: bool) -> NoResultReason | None:
