@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs inspectd as a service, upgrades it, takes an upgrade back, removes it. docs/deploy.md tells the whole story.
 #
-#   /opt/inspectd/releases/VERSION-HASH/   one virtual environment per release; HASH is of the wheel and the Python
+#   /opt/inspectd/releases/VERSION-HASH/   one virtual environment per release; HASH is of the wheel, the Python
+#                                          and what --with adds
 #   /opt/inspectd/current, previous        which of them runs, and which one --rollback returns to
 #   /etc/inspectd/NAME.toml                one line each, run by inspectd@NAME; never touched
 #   /var/lib/inspectd/NAME/                journal and evidence; never touched
@@ -25,18 +26,19 @@ usage: $PROGRAM [options]              install or upgrade from the source tree t
   --wheels DIR     take the packages from DIR only, for machines without a network
   --python FILE    the Python to run with, 3.11 or newer (default: python3)
   --bridge KIND    also enable the PLC bridge of each line: modbus or opcua; repeatable
+  --with PACKAGES  these too, as NAME or NAME==VERSION: torch,torchvision for CUDA; kept by upgrades, until --with none
   --settle SECONDS so long a release must run before it counts as good (default: 5)
   --root DIR       install into DIR, for an image: no user is made, nothing is started
   --dry-run        say what would be done, and do nothing
 END
 }
 
-say() { printf '%s\n' "$*"; }
+say() { printf '%s\n' "$*" 2>/dev/null || :; } # whether or not somebody is there to read it
 
 fail() { # [-2] MESSAGE: one line, and the exit code: 1, or 2 where what was given is wrong
     code=1
     [ "$1" != -2 ] || { code=2 && shift; }
-    printf '%s: %s\n' "$PROGRAM" "$*" >&2
+    say "$PROGRAM: $*" >&2
     exit "$code"
 }
 
@@ -47,11 +49,11 @@ run() { # what changes something goes through here
 # -- what was asked for -------------------------------------------------------------------------------------------
 
 read_options() {
-    MODE=install WHEEL='' FROM='' WHEELS='' PYTHON=python3 ENABLED=inspectd SETTLE=5 ROOT='' DRY='' PURGE=''
+    MODE=install WHEEL='' FROM='' WHEELS='' PYTHON=python3 WITH='' ENABLED=inspectd SETTLE=5 ROOT='' DRY='' PURGE=''
     while [ $# -gt 0 ]; do
         case $1 in
-        --wheel | --from | --wheels | --python | --bridge | --settle | --root)
-            [ $# -gt 1 ] || fail -2 "$1 needs a value; --help shows the options"
+        --wheel | --from | --wheels | --python | --bridge | --with | --settle | --root)
+            [ -n "${2-}" ] || fail -2 "$1 needs a value; --help shows the options"
             ;;
         esac
         case $1 in
@@ -63,6 +65,7 @@ read_options() {
             case $2 in modbus | opcua) ;; *) fail -2 "--bridge $2: choose modbus or opcua" ;; esac
             ENABLED="$ENABLED inspectd-$2" && shift
             ;;
+        --with) WITH=$2 && shift ;;
         --settle) SETTLE=$2 && shift ;;
         --root) ROOT=$2 && shift ;;
         --rollback) MODE=rollback ;;
@@ -74,9 +77,12 @@ read_options() {
         esac
         shift
     done
-    case $SETTLE in '' | *[!0-9]*) fail -2 "--settle $SETTLE: give whole seconds" ;; esac
+    case $SETTLE in *[!0-9]*) fail -2 "--settle $SETTLE: give whole seconds" ;; esac
     [ -z "$PURGE" ] || [ "$MODE" = uninstall ] || fail -2 "--purge goes with --uninstall only"
     [ -z "$WHEEL" ] || [ -z "$FROM" ] || fail -2 "--wheel and --from: give one of the two"
+    case $WITH in
+    -* | *,-* | *[!A-Za-z0-9.,_=+-]*) fail -2 "--with $WITH: give NAME or NAME==VERSION, with commas between" ;;
+    esac
     [ -z "$WHEELS" ] || [ -d "$WHEELS" ] || fail -2 "--wheels $WHEELS: is no folder"
     if [ -n "$ROOT" ]; then
         [ -d "$ROOT" ] || fail -2 "--root $ROOT: is no folder; make it first"
@@ -131,24 +137,30 @@ lines() { # the names of the configurations
     done
 }
 
-running() { # the units of ours that run now
+running() { # the units of ours that run now, or are to: they are starting, between two attempts, or have failed
     [ -z "$ROOT" ] && [ -d /run/systemd/system ] || return 0
     for kind in $KINDS; do
-        systemctl list-units --plain --no-legend --state=active,reloading "$kind@*.service"
-    done | cut -d ' ' -f 1
+        systemctl list-units --plain --no-legend --state=active,reloading,activating,failed "$kind@*.service"
+    done | while read -r unit load state _; do
+        name=${unit#*@}
+        case $load-$state in
+        loaded-active | loaded-reloading) say "$unit" ;;
+        # A line that was taken away in the middle of its trouble holds up no upgrade.
+        loaded-*) [ ! -e "$ETC/${name%.service}.toml" ] || ! systemctl is-enabled --quiet "$unit" || say "$unit" ;;
+        esac
+    done
 }
 
 place() { # FILE TARGET MODE: a file of ours, whole or not at all; sets PLACED when it changed
     ! cmp -s "$1" "$2" || return 0
     PLACED=yes
-    run install -D -m "$3" "$1" "$2.new"
-    run mv -T "$2.new" "$2"
+    run install -D -m "$3" "$1" "$2.new" && run mv -T "$2.new" "$2"
 }
 
 place_units() { # RELEASE: its units are the ones in force
     share=$OPT/releases/$1/share/inspectd PLACED=''
     for kind in $KINDS; do
-        place "$share/$kind@.service" "$UNITS/$kind@.service" 644
+        place "$share/$kind@.service" "$UNITS/$kind@.service" 644 || return 1
     done
     [ -z "$PLACED" ] || systemd daemon-reload
 }
@@ -204,16 +216,18 @@ find_wheel() { # the wheel that was given, or one built from the source tree; se
 
 build_release() { # sets RELEASE, and builds it unless it is there
     RELEASE=$VERSION-HASH
+    [ -n "$WITH" ] || WITH=$(cat "$OPT/current/share/inspectd/with" 2>/dev/null || true)
+    [ "$WITH" != none ] || WITH=''
     if [ -f "$WHEEL" ]; then
-        RELEASE=$VERSION-$({ cat "$WHEEL" && "$PYTHON" -VV; } | sha256sum | cut -c 1-8)
+        RELEASE=$VERSION-$({ cat "$WHEEL" && "$PYTHON" -VV && printf '%s' "$WITH"; } | sha256sum | cut -c 1-8)
     fi
     venv=$OPT/releases/$RELEASE
     [ ! -e "$venv/.complete" ] || return 0
     if [ -n "$DRY" ]; then
-        say "would build $venv"
+        say "would build $venv${WITH:+ with $WITH}"
         return 0
     fi
-    say "building $venv"
+    say "building $venv${WITH:+ with $WITH}"
     rm -rf "$venv"
     mkdir -p "$OPT/releases"
     LOG=$OPT/releases/$RELEASE.log
@@ -224,6 +238,7 @@ build_release() { # sets RELEASE, and builds it unless it is there
     [ -f "$lock" ] || fail -2 "--wheel $WHEEL: carries no requirements.lock; build it with: pip wheel --no-deps ."
     pip "$venv" install --no-compile --require-hashes --only-binary :all: --requirement "$lock" ||
         fail "its packages were not installed: $(trouble) (network? --wheels DIR? $LOG has more)"
+    [ -z "$WITH" ] || add_packages "$venv"
     compile_all "$venv"
     pip "$venv" check || fail "its packages do not fit together: $(trouble) ($LOG)"
     "$venv/bin/python" -m inspectd --version >>"$LOG" 2>&1 || fail "it does not start: $(trouble) ($LOG)"
@@ -236,6 +251,14 @@ build_release() { # sets RELEASE, and builds it unless it is there
     rm -f "$LOG"
 }
 
+add_packages() { # ENVIRONMENT: those of --with, and what they need; none of the locked ones moves for them
+    "$1/bin/python" -m pip freeze --exclude inspectd >"$TMP/locked" 2>>"$LOG" || fail "pip freeze: $(trouble) ($LOG)"
+    # shellcheck disable=SC2046 # one word each
+    pip "$1" install --no-compile --only-binary :all: --constraint "$TMP/locked" $(printf '%s' "$WITH" | tr ',' ' ') ||
+        fail "--with $WITH: not installed: $(trouble) (network? --wheels DIR? $LOG has more)"
+    printf '%s' "$WITH" >"$1/share/inspectd/with"
+}
+
 compile_all() { # ENVIRONMENT: by all cores at once; pip would do it by one, and a service may not do it at all
     set -- "$1/bin/python" -m compileall -q -f -j 0 ${ROOT:+-s "$ROOT" -p /} "$1/lib"
     "$@" >>"$LOG" 2>&1 || true # packages carry files for other Pythons, which do not compile
@@ -243,8 +266,10 @@ compile_all() { # ENVIRONMENT: by all cores at once; pip would do it by one, and
 
 # -- is a configuration good for a release? -----------------------------------------------------------------------
 
-check_lines() { # RELEASE: before anything changes, every configuration is checked by the release that shall run it
+check_lines() { # RELEASE: each configuration, by the release that shall run it; sets GOOD, names, and REFUSED, words
+    GOOD='' REFUSED=''
     for name in $NAMES; do
+        PROBLEM=''
         if [ -n "$DRY" ]; then
             say "would check $ETC/$name.toml with $1"
         elif [ -n "$ROOT" ]; then
@@ -252,16 +277,16 @@ check_lines() { # RELEASE: before anything changes, every configuration is check
         else
             check_as_service "$name" "$1"
         fi
+        if [ -z "$PROBLEM" ]; then
+            GOOD="$GOOD $name"
+        else
+            REFUSED="${REFUSED:+$REFUSED; }$ETC/$name.toml is not good for $1: $PROBLEM"
+        fi
     done
 }
 
-refuse_line() { # NAME RELEASE PROBLEM
-    kept=$(release_of current)
-    fail -2 "$ETC/$1.toml is not good for $2: ${3:-it said nothing}; ${kept:-nothing} stays in force"
-}
-
 check_in_root() { # NAME RELEASE: with the settings that the unit would take from its environment file
-    problem=$(
+    said=$(
         if [ -r "$ETC/$1.env" ]; then
             while IFS='=' read -r key value || [ -n "$key" ]; do
                 value=${value#\"}
@@ -269,7 +294,10 @@ check_in_root() { # NAME RELEASE: with the settings that the unit would take fro
             done <"$ETC/$1.env"
         fi
         "$OPT/releases/$2/bin/python" -m inspectd check -c "$ETC/$1.toml" 2>&1 >/dev/null
-    ) || refuse_line "$1" "$2" "$(say "$problem" | tail -n 1)"
+    ) || {
+        PROBLEM=$(say "$said" | tail -n 1)
+        PROBLEM=${PROBLEM:-it said nothing}
+    }
 }
 
 check_as_service() { # NAME RELEASE: as inspectd@NAME itself: its user, drop-ins, credentials and sandbox
@@ -301,14 +329,11 @@ StandardOutput=null
 StandardError=truncate:/run/inspectd-check.log
 END
     systemctl daemon-reload
-    if systemctl start "$unit" >/dev/null 2>&1; then
-        forget_check
-    else
-        problem=$(tail -n 1 /run/inspectd-check.log 2>/dev/null || true)
-        [ -n "$problem" ] || problem=$(systemctl show --property Result --value "$unit")
-        forget_check
-        refuse_line "$1" "$2" "$problem"
-    fi
+    systemctl start "$unit" >/dev/null 2>&1 || {
+        PROBLEM=$(tail -n 1 /run/inspectd-check.log 2>/dev/null || true)
+        PROBLEM=${PROBLEM:-$(systemctl show --property Result --value "$unit")}
+    }
+    forget_check
 }
 
 forget_check() {
@@ -323,13 +348,15 @@ forget_check() {
 switch_to() { # RELEASE: it is in force and runs, or the one before is and does
     OLD=$(release_of current) BEFORE=$(release_of previous)
     [ -n "$OLD$DRY" ] || place_units "$1" # drop-ins may be there before the unit is
-    check_lines "$1"
+    check_lines "$1" # before anything changes
+    [ -z "$REFUSED" ] || fail -2 "$REFUSED; ${OLD:-nothing} stays in force"
     active=$(running)
     if [ -n "$OLD" ]; then
         if [ -n "$DRY" ]; then
             say "would switch from $OLD to $1"
         else
-            printf '%s %s\n' "$OLD" "$BEFORE" >"$OPT/.pending.new"
+            printf '%s\n' "$OLD $BEFORE" "$active" >"$OPT/.pending.new"
+            sync "$OPT/.pending.new"
             SWITCHED=yes
             mv -T "$OPT/.pending.new" "$OPT/pending"
         fi
@@ -340,7 +367,7 @@ switch_to() { # RELEASE: it is in force and runs, or the one before is and does
     bring_up "$active" || {
         [ -n "$OLD" ] || fail "$BROKEN did not come up: journalctl -u $BROKEN says why; then $PROGRAM again"
         take_back "$active"
-        fail "$1 was taken back, for $BROKEN did not come up (journalctl -u $BROKEN); $OLD runs again"
+        fail "$1 was taken back, for $BROKEN did not come up (journalctl -u $BROKEN); $OLD is in force again"
     }
     SWITCHED=''
     run rm -f "$OPT/pending"
@@ -351,6 +378,7 @@ bring_up() { # UNITS: restarted one by one, each READY within its TimeoutStartSe
     for BROKEN in $1; do
         say "restarting $BROKEN"
         systemd restart "$BROKEN" 2>/dev/null || return 1
+        [ -n "$ROOT$DRY" ] || systemctl reset-failed "$BROKEN" # NRestarts, of the attempts before
     done
     [ -n "$1" ] && [ -z "$ROOT$DRY" ] || return 0
     sleep "$SETTLE"
@@ -360,39 +388,55 @@ bring_up() { # UNITS: restarted one by one, each READY within its TimeoutStartSe
     done
 }
 
-take_back() { # UNITS: the release before is in force again
-    SWITCHED=''
+take_back() { # UNITS: the release before is in force again, and they run; sets WRONG where not all of it is so
+    WRONG=''
     point current "$OLD"
     point previous "$BEFORE"
-    place_units "$OLD"
+    place_units "$OLD" || {
+        WRONG=1
+        say "the units of $OLD were not put back (disk full?); later: $PROGRAM again"
+    }
     for unit in $1; do
-        systemd restart "$unit" 2>/dev/null || say "$unit did not come up again either: journalctl -u $unit"
+        systemd restart "$unit" 2>/dev/null || {
+            WRONG=1
+            say "$unit did not come up again either: journalctl -u $unit"
+        }
     done
     run rm -f "$OPT/pending"
+    SWITCHED='' # not before: who is interrupted in here begins it anew, on the way out
 }
 
 finish_interrupted() { # what a killed run left half done is taken back
     [ -e "$OPT/pending" ] || return 0
-    read -r OLD BEFORE <"$OPT/pending" || true
+    { read -r OLD BEFORE || true; active=$(cat); } <"$OPT/pending"
     [ -e "$OPT/releases/${OLD:-none}/.complete" ] || fail "$OPT/pending names no release; remove it and install again"
     say "an upgrade was interrupted: back to $OLD"
-    active=''
-    [ "$(release_of current)" = "$OLD" ] || active=$(running)
+    SWITCHED=yes
+    active=$(printf '%s\n' "$active" "$(running)" | sort -u)
     take_back "$active"
-    [ "$MODE" != rollback ] || exit 0
+    [ "$MODE" != rollback ] || exit "${WRONG:-0}"
 }
 
-enable_lines() { # every line that is not enabled yet is, and starts; a masked one stays off, a stopped one too
+enable_lines() { # every good line that is not enabled yet is, and starts; so does one that tries in vain; sets FAILED
+    FAILED=''
     [ -z "$ROOT" ] && [ -d /run/systemd/system ] || return 0
-    for name in $NAMES; do
+    for name in $GOOD; do
         for kind in $ENABLED; do
             unit=$kind@$name.service
-            [ "$(systemctl is-enabled "$unit" 2>/dev/null || true)" = disabled ] || continue
+            case $(systemctl is-enabled "$unit" 2>/dev/null || true)-$(systemctl is-active "$unit" || true) in
+            disabled-*)
+                run systemctl enable --quiet "$unit"
+                verb=start
+                ;;
+            enabled-activating | enabled-failed) verb=restart ;;
+            *) continue ;; # a masked one stays off, one that was stopped too
+            esac
             say "starting $unit"
-            run systemctl enable --quiet "$unit"
-            run systemctl start "$unit" 2>/dev/null || fail "$unit did not come up: journalctl -u $unit says why"
+            run systemctl "$verb" "$unit" 2>/dev/null || FAILED="$FAILED $unit"
         done
     done
+    # shellcheck disable=SC2086 # one word each
+    [ -z "$FAILED" ] || FAILED="${FAILED# } did not come up: journalctl$(printf ' -u %s' $FAILED) says why"
 }
 
 prune() { # all releases but the two, and what was left unfinished
@@ -420,6 +464,7 @@ install_release() {
     if [ "$RELEASE" = "$(release_of current)" ]; then
         say "$RELEASE is in force already"
         place_units "$RELEASE"
+        check_lines "$RELEASE"
     else
         switch_to "$RELEASE"
     fi
@@ -427,6 +472,8 @@ install_release() {
     prune
     [ -n "$NAMES" ] ||
         say "next: write $ETC/line1.toml ($ETC/line1.toml.example explains it), then run $PROGRAM again"
+    [ -z "$REFUSED" ] || fail -2 "$REFUSED${FAILED:+; $FAILED}"
+    [ -z "$FAILED" ] || fail "$FAILED"
 }
 
 make_places() { # SHARE: the user and the folders
@@ -457,6 +504,7 @@ uninstall() {
             } | cut -d ' ' -f 1 | sort -u | while read -r unit; do
                 run systemctl disable --quiet --now "$unit" 2>/dev/null || true
             done
+            run systemctl reset-failed "$kind@*.service" 2>/dev/null || true
         done
     fi
     for kind in $KINDS; do
@@ -493,6 +541,7 @@ main() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
+    trap '' PIPE # a reader who goes away ends nothing
     if [ -z "$DRY" ]; then
         mkdir -p "$OPT"
         exec 9>>"$OPT/.lock"

@@ -6,13 +6,16 @@ milliseconds. The program in it checks and runs, says READY to systemd, and misb
 
     refuses=WORD   `check` refuses a configuration that holds WORD, and an environment too
     packages=lost  pip cannot get the packages
-    start=fails    `run` ends before READY;  start=dies: right after it
+    start=fails    `run` ends before READY;  start=dies: right after it;  start=ends: after it, as if all were well
+
+What pip was asked to add, by --with, lies in the release as `added`, with the constraints that it was given.
 """
 
 import sys
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parent.parent
+INSTALL = CHECKOUT / "deploy" / "install.sh"
 
 PYTHON = r"""#!/bin/sh
 venv=${0%/bin/python}
@@ -24,8 +27,10 @@ case "$1 $2 $3" in
 "-m venv "*)
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "command = $3" >"$3/pyvenv.cfg" && echo made ;;
 "-m pip install")
-    for last; do :; done
-    case $last in
+    all=$* && last=${all##* }
+    case $all in
+    *" --constraint "*)
+        wanted=${all#* --constraint } && { cat "${wanted%% *}" && echo "${wanted#* }"; } >"$venv/added" ;;
     *.whl)
         mkdir -p "$venv/share/inspectd"
         cp CHECKOUT/systemd/* CHECKOUT/config.example.toml CHECKOUT/deploy/install.sh "$venv/share/inspectd/"
@@ -37,6 +42,7 @@ case "$1 $2 $3" in
             echo "ERROR: no such host" && exit 1
         fi ;;
     esac ;;
+"-m pip freeze") echo locked==1.0 ;;
 "-m pip check" | "-m compileall "*) ;;
 "-m inspectd "*) shift 2 && exec "$venv/bin/inspectd" "$@" ;;
 *) echo "the stand-in knows no $*" >&2 && exit 99 ;;
@@ -61,8 +67,8 @@ if sys.argv[1] == "run":
     to = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     to.connect(os.environ["NOTIFY_SOCKET"].replace("@", chr(0), 1))
     to.send(b"READY=1\\nWATCHDOG_USEC=60000000\\nSTATUS=" + wheel["version"].encode())
-    if wheel.get("start") == "dies":
-        sys.exit(1)
+    if wheel.get("start") in ("dies", "ends"):
+        sys.exit(wheel["start"] == "dies")
     signal.pause()
 """
 
@@ -84,3 +90,10 @@ class Releases:
         path = self.folder / f"inspectd-{version}-py3-none-any.whl"
         path.write_text("".join(f"{key}={value}\n" for key, value in {"version": version, **how}.items()))
         return path
+
+
+def one_line(done, code, *words):
+    """It failed with this code, and one line that holds these words."""
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
+    for word in words:
+        assert word in done.stderr

@@ -117,14 +117,8 @@ class PocketMachine:
     def popen(self, *command, **how):
         inside = ["nsenter", "--target", self._init, *NAMESPACES]
         clean = ["env", "-i", f"PATH={os.environ['PATH']}", "LANG=C.UTF-8"]
-        return subprocess.Popen(
-            [*inside, *clean, *map(str, command)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            **how,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*inside, *clean, *map(str, command)], text=True, **streams | how)
 
     def run(self, *command, timeout=60):
         """Its CompletedProcess, with text."""

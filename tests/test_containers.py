@@ -101,6 +101,13 @@ def test_every_container_is_hardened_and_bounded():
         assert "privileged" not in service, name
 
 
+def test_daemon_and_bridges_are_of_one_image_whose_tag_can_be_chosen():
+    """An upgrade is a new tag, and the way back the old one; Prometheus and Grafana are of one version each."""
+    images = {name: service["image"] for name, service in yaml(COMPOSE)["services"].items()}
+    assert {images.pop(name) for name in ("inspectd", "modbus", "opcua")} == {"${INSPECTD_IMAGE:-inspectd}"}
+    assert all(re.search(r":v?\d+\.\d+", image) for image in images.values())
+
+
 def mounts():
     """(service, what is mounted, where, how)."""
     for name, service in yaml(COMPOSE)["services"].items():

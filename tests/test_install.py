@@ -1,4 +1,4 @@
-"""deploy/install.sh: installed, upgraded, taken back and removed, in a folder and under a real systemd."""
+"""deploy/install.sh: installed, upgraded, taken back and removed, in a folder. test_install_line.py runs lines."""
 
 import os
 import shutil
@@ -8,11 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_release import Releases
-from pocket_machine import PYTHON, NotPossibleError, PocketMachine
+from fake_release import CHECKOUT, INSTALL, Releases, one_line
 
-CHECKOUT = Path(__file__).parent.parent
-INSTALL = CHECKOUT / "deploy" / "install.sh"
 UNITS = ("inspectd@.service", "inspectd-modbus@.service", "inspectd-opcua@.service")
 
 
@@ -53,13 +50,6 @@ class Image:
 @pytest.fixture
 def image(tmp_path):
     return Image(tmp_path)
-
-
-def one_line(done, code, *words):
-    """It failed with this code, and one line that holds these words."""
-    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
-    for word in words:
-        assert word in done.stderr
 
 
 def test_shellcheck_finds_no_fault():
@@ -117,6 +107,35 @@ def test_the_same_version_built_anew_is_another_release(image):
     assert (image.opt / "previous").resolve() == first
 
 
+def test_packages_that_are_wanted_too_are_in_the_release_before_it_runs_and_in_the_next_ones(image):
+    """torch for CUDA: bound to the locked versions, another release than without, kept until it is said otherwise."""
+    image.wheel("0.1.0")
+    wheel = image.releases.wheel("0.1.0")
+    for arguments, version, added in [
+        (("--wheel", wheel, "--with", "torch==2.8.0,torchvision"), "0.1.0", "locked==1.0\ntorch==2.8.0 torchvision\n"),
+        (("--wheel", image.releases.wheel("0.2.0")), "0.2.0", "locked==1.0\ntorch==2.8.0 torchvision\n"),
+        (("--wheel", wheel, "--with", "none"), "0.1.0", None),
+        (("--wheel", image.releases.wheel("0.3.0")), "0.3.0", None),
+    ]:
+        done = image.install(*arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+        assert image.release() == version
+        found = image.opt / "current/added"
+        assert (found.read_text() if found.exists() else None) == added, arguments
+
+
+def test_whoever_reads_along_may_leave(image):
+    """`install.sh | tee log`, and the terminal of tee is closed: the upgrade comes to its end."""
+    image.wheel("0.1.0")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [INSTALL, "--root", image.root, "--python", image.releases.python]
+    wheel = image.releases.wheel("0.2.0")
+    done = subprocess.run([*command, "--wheel", wheel], stdout=writer, stderr=writer, timeout=60)
+    os.close(writer)
+    assert (done.returncode, image.release()) == (0, "0.2.0")
+
+
 @pytest.mark.parametrize("where", ["line1.toml", "line2.toml"])
 def test_a_configuration_that_the_new_release_refuses_keeps_the_old_one(image, where):
     """Whichever line it is of; the message names the file, the key and what stays."""
@@ -125,6 +144,14 @@ def test_a_configuration_that_the_new_release_refuses_keeps_the_old_one(image, w
     image.wheel("0.1.0")
     one_line(image.wheel("0.2.0", refuses="old_key"), 2, where, "old_key: unknown key", "0.1.0-")
     assert (image.release(), image.release("previous")) == ("0.1.0", "")
+
+
+def test_the_release_in_force_says_what_is_wrong_with_each_configuration(image):
+    """`Mend it, run again`: the run checks them, though there is nothing to install."""
+    image.wheel("0.1.0", refuses="old_key")
+    for name in ("line1.toml", "line2.toml"):
+        image.configure("old_key", name)
+    one_line(image.wheel("0.1.0", refuses="old_key"), 2, "line1.toml is not good", "line2.toml is not good", "old_key:")
 
 
 def test_a_configuration_is_checked_with_the_environment_of_its_line(image):
@@ -217,6 +244,10 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(image, what):
     ("arguments", "words"),
     [
         (["--wheels"], "--wheels needs a value"),
+        *(
+            ([option, ""], f"{option} needs a value")
+            for option in ("--root", "--wheel", "--from", "--wheels", "--with")
+        ),
         (["--whel", "x"], "--whel is no option"),
         (["--wheel", "a", "--from", "b"], "one of the two"),
         (["--wheel", "/nowhere/inspectd-0.1.0-py3-none-any.whl"], "no such file"),
@@ -227,6 +258,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(image, what):
         (["--python", "/bin/false"], "Python 3.11 or newer"),
         (["--bridge", "profinet"], "choose modbus or opcua"),
         (["--settle", "5s"], "whole seconds"),
+        (["--with", "torch;reboot"], "NAME or NAME==VERSION"),
+        (["--with", "torch,--pre"], "NAME or NAME==VERSION"),
         (["--purge"], "--uninstall only"),
         (["--root", "/nowhere"], "--root /nowhere: is no folder"),
         (["--root", "/"], "--root /: give a folder"),
@@ -255,6 +288,26 @@ def test_two_at_once_do_not_meet(image):
         one_line(image.wheel("0.2.0"), 1, "another install.sh is at work")
         other.communicate(b"\n")
     assert image.wheel("0.2.0").returncode == 0
+
+
+def test_units_that_cannot_be_put_back_are_told_and_stay_whole(image, tmp_path):
+    """A disk that is full: what they start is the old release all the same, and the next run has room."""
+    image.wheel("0.1.0")
+    image.wheel("0.2.0")
+    (image.opt / "pending").write_text((image.opt / "previous").readlink().name)
+    unit = image.root / "etc/systemd/system" / UNITS[0]
+    unit.write_text("newer")
+    full = tmp_path / "full" / "install"
+    full.parent.mkdir()
+    full.write_text(
+        '#!/bin/sh\ncase $* in *@.service*) echo torn >"$5" && exit 1 ;; *) exec /usr/bin/install "$@" ;; esac\n'
+    )
+    full.chmod(0o755)
+    done = image.install("--rollback", path=f"{full.parent}:{os.environ['PATH']}")
+    assert (done.returncode, image.release(), unit.read_text()) == (1, "0.1.0", "newer")
+    assert "were not put back" in done.stdout
+    assert image.wheel("0.1.0").returncode == 0
+    assert "inspectd run" in unit.read_text()
 
 
 # -- killed half-way ------------------------------------------------------------------------------------
@@ -323,133 +376,3 @@ def test_killed_at_any_step_a_whole_release_is_in_force_and_the_next_run_mends_i
         assert not list(image.root.rglob("*.new")), count
     assert steps >= 16 // stride
     assert unproven >= 5 // stride
-
-
-# -- under systemd --------------------------------------------------------------------------------------
-
-
-class Line:
-    """A pocket machine with nothing installed, one configuration, and releases to install."""
-
-    def __init__(self, machine, releases):
-        self.machine, self.releases = machine, releases
-
-    def install(self, *arguments):
-        return self.machine.run(INSTALL, "--python", self.releases.python, "--settle", "0", *arguments, timeout=60)
-
-    def wheel(self, version, *arguments, **how):
-        return self.install("--wheel", self.releases.wheel(version, **how), *arguments)
-
-    def write(self, path, text):
-        done = self.machine.run("sh", "-c", 'mkdir -p "${1%/*}"; printf %s "$2" >"$1"', "sh", path, text)
-        assert done.returncode == 0
-
-    def show(self, name, unit="inspectd@line1"):
-        return self.machine.systemctl("show", "--property", name, "--value", unit)
-
-    def runs(self, unit="inspectd@line1"):
-        """(state, the version that said READY)."""
-        return self.show("ActiveState", unit), self.show("StatusText", unit)
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory):
-    try:
-        with PocketMachine(tmp_path_factory.mktemp("pocket") / "machine") as machine:
-            yield machine
-    except NotPossibleError as err:
-        pytest.skip(f"no machine within this one: {err}")
-
-
-@pytest.fixture
-def line(machine, tmp_path_factory):
-    line = Line(machine, Releases(machine.shared / "releases", PYTHON))
-    line.write("/etc/inspectd/line1.toml", "fine")
-    yield line
-    assert line.install("--uninstall", "--purge").returncode == 0
-    machine.run("sh", "-c", "rm -rf /etc/systemd/system/*")
-    machine.systemctl("daemon-reload")
-
-
-def test_a_line_is_enabled_runs_as_its_own_user_is_left_alone_by_a_second_run_and_stopped_by_uninstall(line):
-    """READY came from the daemon itself, inside its sandbox; what is removed leaves no unit, and the configuration."""
-    done = line.wheel("0.1.0")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert line.runs() == ("active", "0.1.0")
-    assert line.machine.systemctl("is-enabled", "inspectd@line1") == "enabled"
-    process = line.show("MainPID")
-    assert line.machine.run("ps", "-o", "user=", "-p", process).stdout.strip() == "inspectd"
-    assert line.wheel("0.1.0").returncode == 0
-    assert line.show("MainPID") == process
-    assert line.install("--uninstall").returncode == 0
-    assert line.machine.systemctl("list-units", "--all", "--no-legend", "inspectd*.service") == ""
-    assert line.machine.run("cat", "/etc/inspectd/line1.toml").stdout == "fine"
-
-
-def test_without_a_configuration_nothing_starts_and_the_next_step_is_told(line):
-    """And once it is there, the next run starts it; a bridge only where it was asked for."""
-    line.machine.run("rm", "/etc/inspectd/line1.toml")
-    assert "next: write /etc/inspectd/line1.toml" in line.wheel("0.1.0").stdout
-    assert line.runs()[0] == "inactive"
-    line.write("/etc/inspectd/line1.toml", "fine")
-    assert line.wheel("0.1.0").returncode == 0
-    assert line.runs() == ("active", "0.1.0")
-    assert line.runs("inspectd-modbus@line1")[0] == "inactive"
-
-
-def test_an_upgrade_restarts_what_runs_and_leaves_off_what_was_off(line):
-    """A line that was stopped stays stopped, a masked one is not enabled."""
-    for name in ("line2", "line3"):
-        line.write(f"/etc/inspectd/{name}.toml", "fine")
-    line.machine.systemctl("mask", "inspectd@line3")
-    line.wheel("0.1.0")
-    line.machine.systemctl("stop", "inspectd@line2")
-    assert line.wheel("0.2.0").returncode == 0
-    assert line.runs() == ("active", "0.2.0")
-    assert line.runs("inspectd@line2")[0] == line.runs("inspectd@line3")[0] == "inactive"
-
-
-@pytest.mark.parametrize("start", ["fails", pytest.param("dies", marks=pytest.mark.soak)])
-def test_a_release_that_does_not_come_up_is_taken_back_by_itself(line, start):
-    """Whether it never says READY or ends right after; the old one runs again, and one line says so."""
-    line.wheel("0.1.0")
-    done = line.wheel("0.2.0", "--settle", "1", start=start)
-    one_line(done, 1, "0.2.0-", "was taken back", "journalctl -u inspectd@line1", "0.1.0-")
-    assert line.runs() == ("active", "0.1.0")
-    assert line.wheel("0.3.0").returncode == 0
-    assert line.runs() == ("active", "0.3.0")
-
-
-def test_the_check_before_an_upgrade_sees_what_the_service_sees(line):
-    """Its user, drop-ins and credentials: a secret of root's is found, a variable of a drop-in counts."""
-    line.write("/root/password", "user:password")
-    line.write(
-        "/etc/systemd/system/inspectd@line1.service.d/site.conf",
-        "[Service]\nLoadCredential=secret:/root/password\nEnvironment=SITE=loud\n",
-    )
-    line.machine.systemctl("daemon-reload")
-    line.write("/etc/inspectd/line1.toml", "secret")
-    assert line.wheel("0.1.0").returncode == 0
-    assert line.wheel("0.2.0").returncode == 0
-    process = line.show("MainPID")
-    one_line(line.wheel("0.3.0", refuses="loud"), 2, "/etc/inspectd/line1.toml", "loud: unknown key", "0.2.0-")
-    assert (line.runs(), line.show("MainPID")) == (("active", "0.2.0"), process)
-    assert line.machine.run("ls", "/run/systemd/system").stdout.strip() == ""
-    assert line.machine.run("test", "-d", "/run/inspectd/line1").returncode == 0
-
-
-def test_a_broken_connection_in_the_middle_of_an_upgrade_puts_the_old_release_back(line):
-    """SIGHUP while the new release keeps systemd waiting for READY."""
-    line.wheel("0.1.0")
-    with line.machine.popen(
-        INSTALL, "--python", line.releases.python, "--settle", "60", "--wheel", line.releases.wheel("0.2.0")
-    ) as process:
-        while "restarting" not in process.stdout.readline():
-            pass
-        inside = line.machine.run("pgrep", "-o", "-f", "install.sh.*--settle 60").stdout.strip()
-        line.machine.run("kill", "-HUP", inside)
-        line.machine.run("pkill", "-P", inside, "-x", "sleep")  # a terminal that closes ends both
-        process.communicate(timeout=30)
-        assert process.returncode == 128 + signal.SIGHUP
-    assert line.runs() == ("active", "0.1.0")
-    assert line.machine.run("ls", "/opt/inspectd/pending").returncode != 0

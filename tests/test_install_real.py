@@ -60,6 +60,7 @@ def test_the_real_release_is_installed_without_a_network_judges_and_is_upgraded_
     old, new = build(pip, wheels, "0.1.0"), build(pip, wheels, "0.1.1")
     lock = CHECKOUT / "deploy" / "requirements.lock"
     pip("download", "--quiet", "--only-binary", ":all:", "--require-hashes", "-r", lock, "-d", wheels)
+    pip("download", "--quiet", "--only-binary", ":all:", "--no-deps", "iniconfig", "-d", wheels)
     colour_bundle(tmp_path / "bundle")
     try:
         with PocketMachine(tmp_path / "machine") as machine:
@@ -85,7 +86,7 @@ def judge(machine, old, new):
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     # Installed; a configuration; started.
-    done = install("--wheel", old)
+    done = install("--wheel", old, "--with", "iniconfig")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     (machine.shared / "line1.toml").write_text(CONFIG)
     machine.run("cp", "-r", machine.shared / "line1.toml", machine.shared / "bundle", "/etc/inspectd/")
@@ -131,6 +132,7 @@ def judge(machine, old, new):
         done = install(*arguments)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout
         assert machine.run("/opt/inspectd/current/bin/inspectd", "--version").stdout.split()[-1] == version
+        assert machine.run("/opt/inspectd/current/bin/python", "-c", "import iniconfig").returncode == 0
         assert verdicts()
     proof = machine.run("/opt/inspectd/current/bin/inspectd", "journal", "verify", "/var/lib/inspectd/line1/journal.db")
     assert proof.returncode == 0, proof.stderr
