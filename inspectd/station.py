@@ -93,12 +93,12 @@ class Station:
             lineup.go_to_work()
             self.lineup = lineup
             old.retire()
-            self._publisher.use(lineup.roster)
             for post in self._posts:
                 config = lineup.camera(post.camera.name)
                 self._ledger.inspect_only(config.name, [roi.name for roi in config.rois])
                 post.camera.adopt(config, lineup.limits[config.name])
                 post.producer.adopt(config, lineup.rois(config))
+            self._publisher.use(lineup.roster)  # last: it may answer for a region that the ledger must know by then
         lineup.show()
 
     def _post(self, config: CameraConfig, keep_frames: bool) -> _Post:

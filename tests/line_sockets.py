@@ -34,6 +34,7 @@ class Line:
         self.failure: BaseException | None = None
         self.subscribers = 0
         self.subscribed = threading.Event()
+        self.refused_triggers: list[tuple[str, str]] = []  # what each named as its camera, and the code
         self.sockets = Sockets(
             PublishConfig(bind=bind),
             ControlConfig(bind=control),
@@ -41,6 +42,7 @@ class Line:
             on_subscriptions=lambda _: self.subscribed.set(),
             set_subscribers=lambda n: setattr(self, "subscribers", n),
             on_request=lambda asked: self.handler(self.sockets, asked),
+            on_refused_trigger=lambda *refused: self.refused_triggers.append(refused),
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)

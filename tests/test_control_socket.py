@@ -151,6 +151,16 @@ class TestRefusals:
         assert 0 < len(reply["error"]["message"]) <= 300
         assert "\n" not in reply["error"]["message"]
 
+    def test_of_triggers_are_told_with_the_camera_that_was_named(self) -> None:
+        """So that they are counted; of other requests nothing is told."""
+        with serving() as line, asking(line) as peer:
+            for field in ({"camera": "top"}, {"camera": ["top"]}, {}):
+                assert peer.ask({"op": "trigger", **field})["error"]["code"] == "bad_request"
+            assert peer.ask({"op": "replay"})["error"]["code"] == "bad_request"
+            assert peer.ask(b"trigger")["error"]["code"] == "bad_request"
+            assert peer.ask({"op": "trigger", "camera": "top", "deadline_ms": 50})["ok"]
+        assert line.refused_triggers == [("top", "bad_request"), ("", "bad_request"), ("", "bad_request")]
+
     @pytest.mark.parametrize("parts", [[b"", b""], [b"a", b"b"], [b"", b"{}", b""], [b""] * 5, [b"x"] * 1000])
     def test_answer_a_message_of_the_wrong_shape_once(self, peer: Peer, parts: list[bytes]) -> None:
         peer.socket.send_multipart(parts)
@@ -357,6 +367,7 @@ class TestAddresses:
             on_subscriptions=lambda _: None,
             set_subscribers=lambda _: None,
             on_request=lambda _: None,
+            on_refused_trigger=lambda camera, code: None,
         ).close(0.0)
 
     def test_in_use_name_the_key_to_change(self, tmp_path: Path) -> None:

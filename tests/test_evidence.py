@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pytest
 from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from journal_kit import eventually
 from structlog.testing import capture_logs
 
 from inspectd.capture.picture import PictureReader
@@ -447,13 +448,35 @@ def test_a_folder_that_cannot_be_written_is_said_at_the_start(tmp_path: Path, fo
         assert bench.keep() is not None
 
 
-def test_a_read_only_folder_is_said_at_the_start(tmp_path: Path) -> None:
-    """Here by a read-only disk, for root may write anywhere else."""
-    folder = tmp_path / "evidence"
-    with disk(folder, 1) as mount:
-        mount("-o", "remount,ro")
-        with pytest.raises(ConfigError, match="Read-only"):
-            Bench(folder).store.start()
+@pytest.mark.parametrize("trouble", ["read-only", "read-only, no folder yet", "full"])
+def test_a_disk_that_fails_at_the_start_keeps_no_line_from_inspection(tmp_path: Path, trouble: str) -> None:
+    """As one that fails later: said once, tried again, and pictures are kept once it works."""
+    with disk(tmp_path / "disk", 1) as mount:
+        folder = tmp_path / "disk" / "evidence"
+        if "no folder" not in trouble:
+            folder.mkdir()
+        if trouble == "full":
+            filler = tmp_path / "disk" / "filler"
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        else:
+            mount("-o", "remount,ro")
+        with capture_logs() as logs, running(folder) as bench:
+            assert bench.store.failing
+            assert bench.keep() is None
+            if trouble == "full":
+                filler.unlink()
+            else:
+                mount("-o", "remount,rw")
+            eventually(lambda: not bench.store.failing)
+            promised = bench.keep()
+            bench.counts.wait_for(lambda: bench.counts.written == 1)
+            assert bench.files() == [promised]
+    assert [entry["event"] for entry in logs if entry["event"].startswith("evidence_")] == [
+        "evidence_failing",
+        "evidence_ok",
+    ]
 
 
 def test_stop_writes_what_waits_and_counts_what_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

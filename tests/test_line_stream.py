@@ -64,7 +64,9 @@ def conveyor(moment):
 
 def test_each_part_in_view_gets_one_verdict(write, monkeypatch):
     """Counted by the frames' own times: one message per part, and the verdict of its worst frame."""
-    config = write(camera="max_age_ms = 10000\nqueue_size = 200", roi='part = { vote = "any_defect" }')
+    # A camera that pauses for 0.2 s, because the machine is busy, still may be believed.
+    roi = 'part = { vote = "any_defect", leave_frames = 12 }'
+    config = write(camera="max_age_ms = 10000\nqueue_size = 200", roi=roi)
     with running_daemon(monkeypatch, config, FaultyCamera(fps=60, scene=conveyor)) as daemon, Line(daemon) as line:
         line.until(lambda topic, m: topic == "part/line1/part/" and m["seq"] >= 6)
     parts = [m for topic, m in line.messages if topic == "part/line1/part/"]
@@ -79,6 +81,32 @@ def test_each_part_in_view_gets_one_verdict(write, monkeypatch):
         assert part["frames"]["total"] == sum(n for key, n in part["frames"].items() if key != "total")
         assert part["decisive"]["seq"] in verdicts
         assert verdicts[part["decisive"]["seq"]]["label"] == expected
+
+
+def test_a_camera_that_is_quiet_for_a_moment_hides_no_part(write, monkeypatch):
+    """What was seen before and after is not one part: a scratched one may have passed in between."""
+    quiet, reasons = [], []
+    start = time.monotonic() // PERIOD_S
+
+    def scene(moment):
+        number, phase = divmod(moment, PERIOD_S)
+        if not quiet and number > start + 4 and 0.1 < phase < 0.2:
+            quiet.append(number)
+            time.sleep(2 * PERIOD_S)  # into the middle of the next part but one
+        return "good" if phase < PERIOD_S / 2 else "empty"
+
+    def well_again(topic, message):
+        if topic.startswith("part/"):
+            reasons.append(message["reason"])
+        return bool(quiet) and reasons[-1:] == [None] and "camera_down" in reasons
+
+    config = write(camera="max_age_ms = 10000\nqueue_size = 200", roi="part = { leave_frames = 12 }")
+    with running_daemon(monkeypatch, config, FaultyCamera(fps=60, scene=scene)) as daemon, Line(daemon) as line:
+        line.until(well_again)
+        assert {message["state"] for topic, message in line.messages if topic.startswith("status/")} <= {
+            "starting",
+            "ready",
+        }
 
 
 def test_before_publish_nothing_is_sent_that_is_not_on_disk(write, monkeypatch, tmp_path):

@@ -6,13 +6,18 @@ import time
 from typing import get_args
 
 import pytest
+import zmq
 from hypothesis import given
 from hypothesis import strategies as st
+from line_sockets import Peer
 from prometheus_client.parser import text_string_to_metric_families
 
+from inspectd.config import CameraConfig, PublishConfig
 from inspectd.errors import CaptureReason
 from inspectd.observe.ledger import Ledger
 from inspectd.observe.metrics import SECONDS_BUCKETS, Metrics, Stage
+from inspectd.verdict.publisher import Publisher
+from inspectd.verdict.teller import Roster
 
 ROIS = [("cam1", "left"), ("cam1", "right"), ("cam2", "lid")]
 VERDICTS = [("pass", ""), ("fail", ""), ("no_result", ""), ("no_result", "stale")]
@@ -304,6 +309,45 @@ def test_two_metrics_in_one_process_share_nothing(ledger):
     first.batch(4)
     assert value(second, "inspectd_ready") == 0
     assert value(second, "inspectd_batch_size_count") == 0
+
+
+def test_every_refused_trigger_is_counted_once_under_a_name_of_the_configuration(ledger, metrics):
+    """Whatever the glue asks for, no label is made of it: what names no camera counts for none."""
+    roi = {"name": "lid", "box": [0, 0, 16, 16]}
+    cameras = tuple(CameraConfig(name=name, source="usb:0", rois=[roi]) for name in ("cam1", "cam2"))
+    publisher = Publisher(
+        PublishConfig(bind="tcp://127.0.0.1:*"),
+        boot_id="b00t",
+        roster=Roster(config="c", recipe=None, cameras=cameras, origins={}, parts={}),
+        ledger=ledger,
+        metrics=metrics,
+        on_failure=lambda err: None,
+    )
+    publisher.start()
+    try:
+        with Peer(zmq.DEALER, publisher.control_endpoint) as glue:
+            for camera, deadline_ms, code in (
+                ("cam2", 100, "not_triggered"),
+                ("cam3", 100, "unknown_camera"),
+                ("cam4", 100, "unknown_camera"),
+                ("cam2", "soon", "bad_request"),
+                ("cam5", "soon", "bad_request"),
+            ):
+                reply = glue.ask({"op": "trigger", "camera": camera, "deadline_ms": deadline_ms})
+                assert reply["error"]["code"] == code
+    finally:
+        publisher.stop(5)
+    counted = {
+        tuple(dict(labels).values()): n
+        for (name, *labels), n in scrape(metrics).items()
+        if name == "inspectd_triggers_total" and n
+    }
+    assert counted == {
+        ("cam2", "not_triggered"): 1,
+        ("", "unknown_camera"): 2,
+        ("cam2", "bad_request"): 1,
+        ("", "bad_request"): 1,
+    }
 
 
 def test_process_and_build_are_exported(metrics):

@@ -19,7 +19,7 @@ from part_kit import AT, verdict
 from inspectd.config import PartConfig
 from inspectd.verdict import parts
 from inspectd.verdict.parts import PartCounter, PartResult
-from inspectd.verdict.schema import Part, Verdict, timestamp
+from inspectd.verdict.schema import FrameInfo, Part, Verdict, timestamp
 
 REASONS = {"x": "overload", "c": "corrupt"}
 
@@ -41,8 +41,21 @@ class Line:
             self.index += 1
         return self.parts
 
+    def watch(self, sequence: str, *, fps: float = 30, begin: float = 1000.0, pts: bool = True) -> list[PartResult]:
+        """Frames in their time; `_` is one that never came."""
+        for number, kind in enumerate(sequence):
+            if kind == "_":
+                continue
+            at = begin + number / fps
+            message = verdict(
+                kind, self.index, frame=FrameInfo(index=self.index, pts=at if pts else None, clock="arrival")
+            )
+            self.took(self.counter.frame(message, at, at))
+            self.index += 1
+        return self.parts
+
     def tell(self, message: Verdict, arrival: float = 0.0) -> None:
-        self.took(self.counter.frame(message, arrival))
+        self.took(self.counter.frame(message, arrival, None))
 
     def took(self, part: PartResult | None) -> PartResult | None:
         if part is not None:
@@ -52,6 +65,70 @@ class Line:
 
 def summary(part: PartResult) -> str:
     return f"{part.verdict if part.reason is None else part.reason} {part.first_index}-{part.last_index}"
+
+
+# -- time of which no frame tells --------------------------------------------------------------------------
+
+
+def test_what_lies_behind_a_hole_is_another_part() -> None:
+    """The process stood still, or a camera was quiet: what is seen then may be the end of the next part but one."""
+    line = Line()
+    line.watch("....pppppp" + 60 * "_" + "pppppp....pppp....")
+    assert [summary(part) for part in line.parts] == ["camera_down 4-9", "camera_down 10-15", "pass 20-23"]
+
+
+def test_a_defect_that_was_seen_before_a_hole_stands() -> None:
+    """A fail needs no whole part."""
+    line = Line()
+    line.watch("....ppfp" + 60 * "_" + "pp....")
+    assert [part.verdict for part in line.parts] == ["fail", "no_result"]
+
+
+@pytest.mark.parametrize("fps", [2, 30, 250])
+def test_a_hole_that_cannot_hide_an_empty_station_is_none(fps: float) -> None:
+    """Of three frames that tell parts apart two were left out; with the third it is another part."""
+    for left_out, told in ((2, ["pass"]), (3, ["no_result", "no_result"])):
+        line = Line(leave_frames=3)
+        line.watch("....ppp" + left_out * "_" + "ppp....", fps=fps)
+        assert [part.verdict for part in line.parts] == told
+
+
+def test_arrivals_alone_come_unevenly() -> None:
+    """Where frames carry no time of their own, what is shorter than a quarter of a second is no hole."""
+    for left_out, told in ((6, ["pass"]), (9, ["no_result", "no_result"])):
+        line = Line()
+        line.watch("....ppp" + left_out * "_" + "ppp....", pts=False)
+        assert [part.verdict for part in line.parts] == told
+
+
+def test_a_recording_that_begins_anew_is_no_continuation() -> None:
+    """Its time goes back."""
+    line = Line()
+    line.watch("....ppp")
+    line.watch("ppp....ppp....")
+    assert [part.verdict for part in line.parts] == ["no_result", "no_result", "pass"]
+
+
+def test_frames_that_are_told_early_are_no_hole() -> None:
+    """Five refused ones overtake five that the engine still has."""
+    line = Line()
+    line.watch("....ppp")
+    for index in (*range(12, 17), *range(7, 12), *range(17, 20)):
+        kind = "c" if 12 <= index < 17 else "p"
+        at = 1000 + index / 30
+        message = verdict(kind, index, frame=FrameInfo(index=index, pts=at, clock="arrival"))
+        line.took(line.counter.frame(message, at, at))
+    line.index = 20
+    line.watch("....", begin=1000 + 20 / 30)
+    assert [(part.verdict, part.frames.unseen) for part in line.parts] == [("pass", 5)]
+
+
+def test_a_camera_that_slows_down_is_believed_again() -> None:
+    """From 30 to 5 frames a second, as some do at night: soon that is no hole any more."""
+    line = Line()
+    line.watch("....ppp....")
+    line.watch("........ppp....ppp....", fps=5, begin=1000 + 11 / 30)
+    assert [part.verdict for part in line.parts] == ["pass", "pass", "pass"]
 
 
 # -- where a part begins and ends -----------------------------------------------------------------------
@@ -339,7 +416,7 @@ CONFIGS = st.builds(
 
 def told(config: PartConfig, messages: Iterable[Verdict]) -> tuple[list[PartResult], int]:
     counter = PartCounter(config, frozenset({"empty"}))
-    results = [counter.frame(message, 0.0) for message in messages]
+    results = [counter.frame(message, 0.0, None) for message in messages]
     return [result for result in results if result is not None], counter.flickers
 
 

@@ -117,6 +117,7 @@ class TestRoles:
             assert hmi.ask(STATUS)["ok"]
             assert hmi.ask({"op": "replay", "topic": "verdict/top/part/", "from_seq": 1})["ok"]
         assert asked == ["status", "replay"]
+        assert line.refused_triggers == [("top", "forbidden")]
 
     def test_control_may_command_and_is_known_by_name(self, keys: Keys, line: Line) -> None:
         with keys.peer(zmq.REQ, line.sockets.control_endpoint, keys.new("plc1", "control")) as plc:

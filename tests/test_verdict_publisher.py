@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from inspectd.verdict.decide import Decision, Origin, Outcome, no_result
 from inspectd.verdict.mailbox import Mailbox
 from inspectd.verdict.publisher import HEARTBEAT_S, Publisher
 from inspectd.verdict.schema import CameraStatus, Heartbeat, Message, Verdict, decode
-from inspectd.verdict.teller import Roster
+from inspectd.verdict.teller import Roster, Teller, Waiting
 from inspectd.workers import Deadline
 
 TOPIC = "verdict/top/part/"
@@ -661,6 +662,31 @@ class TestStop:
         assert time.monotonic() - started < 5
         assert not rig.publisher.alive
 
+    def test_says_goodbye_also_when_its_time_is_over(
+        self, rig: Rig, subscribe: Callable[..., Sub], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What waits is counted as unpublished; who listens must not learn of the end by silence."""
+        sub = connected(subscribe(rig))
+        monkeypatch.setattr(publisher_module, "TURN", 1)
+        tell = Teller.outcome
+
+        def slow(teller: Teller, waiting: Waiting) -> None:
+            time.sleep(0.05)
+            tell(teller, waiting)
+
+        monkeypatch.setattr(Teller, "outcome", slow)
+        rig.publish(100)
+        assert not rig.publisher.stop(0.3)
+        got = sub.rest()
+        (_, status), (_, beat) = got[-2:]
+        assert isinstance(status, CameraStatus)
+        assert isinstance(beat, Heartbeat)
+        assert (status.reason, beat.state) == ("stopped", "fault")
+        part = next(counts for counts in rig.ledger.snapshot() if counts.roi == "part")
+        assert part.balanced
+        assert part.dropped["unpublished"] + sum(part.verdicts.values()) == 100
+        assert part.in_flight == 0
+
     def test_may_be_called_twice_and_before_start(self) -> None:
         rig = Rig()
         assert rig.publisher.stop(1)
@@ -713,11 +739,55 @@ class TestFailure:
         monkeypatch.setattr(publisher_module, "BLOCK_S", 0.05)
         monkeypatch.setattr(publisher_module, "CAPACITY", 10)
         rig = Rig()  # never started: as good as hung
-        rig.publish(12)
+        rig.publish(11)  # what vouches for them has the tenth place
         assert "10 messages wait" in str(rig.failures.get_nowait())
         part = next(counts for counts in rig.ledger.snapshot() if counts.roi == "part")
         assert part.dropped == {"unpublished": 1, "shutdown": 1}  # only the first one waited for room
-        assert part.in_flight == 10
+        assert part.in_flight == 9
+
+
+class TestVouching:
+    """What a verdict may say goes by who judged its frame, and by whether that was vouched for then."""
+
+    def told(self, rig: Rig) -> dict[tuple[str, str], int]:
+        rig.publisher.start()
+        rig.await_settled()
+        assert rig.publisher.stop(2)
+        return rig.verdicts()
+
+    def test_the_next_line_up_does_not_vouch_for_the_one_before(self) -> None:
+        """A challenge failed; what that line-up had judged still waits when the next one has passed its own."""
+        rig = Rig()
+        rig.publisher.vouch(False)
+        rig.publish(3)
+        rig.publisher.use(roster(("top",)))
+        rig.publisher.vouch(True)
+        rig.publish(2)
+        assert self.told(rig) == {("no_result", "not_ready"): 3, ("pass", ""): 2}
+
+    def test_a_denial_counts_at_once(self) -> None:
+        """Also for what was handed over while all was well; and no earlier word of trust outlives it."""
+        rig = Rig()
+        rig.publish(2)
+        rig.publisher.vouch(True)
+        rig.publisher.vouch(False)
+        rig.publish(1)
+        assert self.told(rig) == {("no_result", "not_ready"): 3}
+
+    @pytest.mark.parametrize("decision", [PASS, FAIL])
+    def test_what_a_line_up_judged_that_has_gone_is_no_judgement(self, decision: Decision) -> None:
+        """Its engine was slow: from the first verdict of another line-up on, all are that one's."""
+        rig = Rig()
+        other = Origin("0ther", "c0nf20", "lid")
+        rig.publisher.use(replace(roster(("top",)), origins={"top": {"part": other}}))
+        rig.publish(1, decision)
+        rig.publish(1, decision, origin=other)
+        rig.publish(1, no_result("corrupt"))
+        assert self.told(rig) == {
+            ("no_result", "not_ready"): 1,
+            (decision.verdict, ""): 1,
+            ("no_result", "corrupt"): 1,
+        }
 
 
 class TestMailbox:

@@ -8,14 +8,24 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from inspectd.observe.buckets import SECONDS_BUCKETS
 
-TRIGGER_RESULTS = ("accepted", "busy", "duplicate", "bad_deadline", "not_triggered")
+TRIGGER_RESULTS = (
+    "accepted",
+    "busy",
+    "duplicate",
+    "bad_deadline",
+    "not_triggered",
+    "unknown_camera",
+    "forbidden",
+    "bad_request",
+)
 EVIDENCE_LOSSES = ("too_many", "queue", "disk", "outside", "encoder", "shutdown")
 
 
 class LineMetrics:
     """All methods may be called from any thread. Label values are names from the configuration, codes and reasons.
 
-    Only a camera that is triggered has `inspectd_triggers_pending`; alerts and dashboard tell it by that.
+    Only a camera that is triggered has `inspectd_triggers_pending`; alerts and dashboard tell it by that. A trigger
+    that names no camera of the configuration counts for the camera "".
     """
 
     def __init__(self, registry: CollectorRegistry, cameras: Iterable[str]) -> None:
@@ -25,6 +35,7 @@ class LineMetrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=registry)
 
+        self._cameras = frozenset(cameras)
         self._triggers = counter("inspectd_triggers_total", "Triggers: accepted, or why refused", "camera", "result")
         self._pending = gauge("inspectd_triggers_pending", "Accepted triggers that are still owed a verdict", "camera")
         self._late = counter(
@@ -62,8 +73,9 @@ class LineMetrics:
         self._evidence = counter("inspectd_evidence_pictures_total", "Pictures kept as evidence")
         self._evidence_lost = counter("inspectd_evidence_lost_total", "Pictures that were not kept, and why", "reason")
         self._evidence_bytes = gauge("inspectd_evidence_bytes", "Size of the kept pictures on disk")
-        for camera in cameras:
+        for camera in self._cameras:
             self._late.labels(camera)
+        for camera in ("", *self._cameras):
             for result in TRIGGER_RESULTS:
                 self._triggers.labels(camera, result)
         for result in ("passed", "failed"):
@@ -72,8 +84,8 @@ class LineMetrics:
             self._evidence_lost.labels(reason)
 
     def trigger(self, camera: str, result: str) -> None:
-        """A trigger was accepted, or refused with that code."""
-        self._triggers.labels(camera, result).inc()
+        """A trigger was accepted, or refused with that code; `camera` is what it named."""
+        self._triggers.labels(camera if camera in self._cameras else "", result).inc()
 
     def triggers_pending(self, camera: str, n: int) -> None:
         self._pending.labels(camera).set(n)

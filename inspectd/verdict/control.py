@@ -30,6 +30,7 @@ from inspectd.verdict.control_schema import (
     MAX_REQUEST_BYTES,
     READER_OPS,
     ControlError,
+    ErrorCode,
     Request,
     Role,
     parse_request,
@@ -71,14 +72,17 @@ class Control:
         socket: zmq.Socket[bytes],
         client_of: Callable[[zmq.Frame], Client | None],
         on_request: Callable[[Asked], None],
+        on_refused_trigger: Callable[[str, ErrorCode], None],
     ) -> None:
         """`client_of` tells who a message is from by its last frame; it is asked once for every message, None: nobody.
 
         `on_request` gets what is well formed and permitted. It may raise ControlError, or `reply` then or later.
+        `on_refused_trigger` is told of each trigger that never gets there: what it named as its camera, and the code.
         """
         self._socket = socket
         self._client_of = client_of
         self._on_request = on_request
+        self._on_refused_trigger = on_refused_trigger
         self._parts: list[zmq.Frame] = []  # of the message that is being read, one more than a request has at most
         self._waiting: Counter[bytes] = Counter()  # identity -> requests without a reply
         self._lost_replies = Seldom()
@@ -129,7 +133,9 @@ class Control:
             client = _permitted(asker, request)
             self._have_room(envelope[0])
         except ControlError as err:
-            op, number = _named(body[0].bytes) if len(body) == 1 else (None, None)
+            op, number, camera = _named(body[0].bytes) if len(body) == 1 else (None, None, "")
+            if op == "trigger":
+                self._on_refused_trigger(camera, err.code)
             self._send(envelope, _body(op, number, err))
             return
         asked = Asked(request, client.role, client, envelope)
@@ -188,19 +194,20 @@ def _body(op: str | None, number: str | int | None, result: BaseModel | Mapping[
     return to_json({**head, **rest, **head}, inf_nan_mode="null")
 
 
-def _named(body: bytes) -> tuple[str | None, str | int | None]:
-    """`op` and `id` of something that is no request, as far as they can be told, so that the reply finds its asker."""
+def _named(body: bytes) -> tuple[str | None, str | int | None, str]:
+    """`op`, `id` and `camera` of what is refused, as far as they can be told, so that the reply finds its asker."""
     if len(body) > MAX_REQUEST_BYTES:
-        return None, None
+        return None, None, ""
     try:
         value = from_json(body)
     except ValueError:
-        return None, None
+        return None, None, ""
     if not isinstance(value, dict):
-        return None, None
-    op, number = value.get("op"), value.get("id")
+        return None, None, ""
+    op, number, camera = value.get("op"), value.get("id"), value.get("camera")
     good_number = isinstance(number, int) and not isinstance(number, bool) and abs(number) <= MAX_INT
     return (
         op if isinstance(op, str) and len(op) <= 64 else None,
         number if good_number or (isinstance(number, str) and len(number) <= 128) else None,
+        camera if isinstance(camera, str) else "",
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from inspectd.config import PartConfig
+from inspectd.config import CameraConfig, PartConfig
 from inspectd.verdict.parts import PartCounter, PartResult
 from inspectd.verdict.schema import NoResultReason, Part, Verdict, VerdictKind, timestamp
 
@@ -38,43 +38,53 @@ class _Counter:
 class PartStream:
     """The part counters of all ROIs that have one. Owned by the thread "zeromq".
 
-    `tell(make, camera, roi)` publishes what `make(seq)` gives, and counts it by what was published.
+    `tell(make, camera, roi, known_at)` publishes what `make(seq)` gives, and counts it by what was published.
+    `known_at` is when the frame was taken, in monotonic seconds, that told that the part had gone.
     """
 
     def __init__(
         self,
         boot_id: str,
-        tell: Callable[[Callable[[int], Part], str, str], None],
+        tell: Callable[[Callable[[int], Part], str, str, float], None],
         metrics: PartMetrics,
     ) -> None:
         self._boot_id = boot_id
         self._tell = tell
         self._metrics = metrics
         self._counters: dict[tuple[str, str], _Counter] = {}
+        self._timed_by_arrival: set[str] = set()
 
-    def use(self, rois: Mapping[tuple[str, str], RoiParts]) -> None:
-        """Begin anew with these (camera, ROI). `interrupt` first: open parts are forgotten here."""
+    def use(self, rois: Mapping[tuple[str, str], RoiParts], cameras: Iterable[CameraConfig]) -> None:
+        """Begin anew with these (camera, ROI). `interrupt` first: open parts are forgotten here.
+
+        Frames that arrived before this call and are told later belong to no part.
+        """
         self._counters = {key: _Counter(PartCounter(roi.config, roi.empty_labels)) for key, roi in rois.items()}
+        self._timed_by_arrival = {camera.name for camera in cameras if camera.queued_outside}
+        self.interrupt("not_ready")
 
-    def verdict(self, verdict: Verdict, arrival: float) -> None:
-        """A verdict was published; `arrival` of its frame is monotonic seconds."""
+    def verdict(self, verdict: Verdict, arrival: float, taken_at: float) -> None:
+        """A verdict was published. Of its frame: when it arrived, and was taken at the latest, in monotonic seconds."""
         key = (verdict.camera, verdict.roi)
         counter = self._counters.get(key)
-        if counter is not None:
-            self._publish(key, counter.parts.frame(verdict, arrival))
+        if counter is not None and verdict.frame is not None:
+            # What is generated or recorded may be read unevenly: there its own time counts.
+            shown = taken_at if verdict.camera in self._timed_by_arrival else verdict.frame.pts
+            self._publish(key, counter.parts.frame(verdict, arrival, shown), taken_at)
 
     def due(self, now: float) -> None:
         """To be called now and then: closes what lasts too long."""
         for key, counter in self._counters.items():
-            self._publish(key, counter.parts.due(now))
+            self._publish(key, counter.parts.due(now), now)
 
     def interrupt(self, reason: NoResultReason, camera: str | None = None) -> None:
         """What is in view now cannot be judged to its end: at one camera, or at all of them."""
         for key, counter in self._counters.items():
             if camera in (None, key[0]):
-                self._publish(key, counter.parts.interrupt(reason, time.monotonic()))
+                now = time.monotonic()
+                self._publish(key, counter.parts.interrupt(reason, now), now)
 
-    def _publish(self, key: tuple[str, str], result: PartResult | None) -> None:
+    def _publish(self, key: tuple[str, str], result: PartResult | None, known_at: float) -> None:
         self._measure(key)
         if result is None:
             return
@@ -82,7 +92,7 @@ class PartStream:
         def make(seq: int) -> Part:
             return Part(boot_id=self._boot_id, seq=seq, published_at=timestamp(time.time()), **asdict(result))
 
-        self._tell(make, *key)
+        self._tell(make, *key, known_at)
 
     def _measure(self, key: tuple[str, str]) -> None:
         counter = self._counters[key]

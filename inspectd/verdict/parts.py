@@ -17,6 +17,7 @@ In doubt against a pass, and against silence:
   pass: nobody saw all of it.
 - Unseen frames may be what a run lacks to `enter_frames`: such a stretch is told, as no_result, not taken for
   flicker.
+- Where no frame tells of the time between two (`holes.py`), what is seen after it is nobody's continuation.
 - A part longer than `max_s` is told once, as no_result unless it fails, and nothing begins before the station
   was empty again.
 
@@ -34,6 +35,7 @@ import math
 from typing import Literal
 
 from inspectd.config import PartConfig
+from inspectd.verdict.holes import JITTER_S, HoleDetector
 from inspectd.verdict.schema import FrameInfo, NoResultReason, Verdict
 from inspectd.verdict.vote import Aside, PartResult, Tally
 
@@ -68,12 +70,19 @@ class PartCounter:
         self._unwitnessed: NoResultReason | None = "not_ready"  # why nobody saw the station empty before this stretch
         self._valid_from = -math.inf  # arrival; older frames are from before the last interruption
         self._early: list[tuple[int, NoResultReason]] = []  # a heap by index
+        self._holes = HoleDetector(config.leave_frames)
 
-    def frame(self, verdict: Verdict, arrival: float) -> PartResult | None:
-        """A published verdict of this region, of a frame that arrived then."""
+    def frame(self, verdict: Verdict, arrival: float, shown: float | None) -> PartResult | None:
+        """A published verdict of this region, of a frame that arrived then.
+
+        `shown` is when the scene was as it shows, in seconds of an even clock; None where nothing tells.
+        """
         if verdict.frame is None or arrival < self._valid_from:
             return None
         overdue = self.due(arrival)
+        least_s = JITTER_S if verdict.frame.pts is None else 0.0
+        if shown is not None and self._holes.before(verdict.frame.index, shown, least_s=least_s):
+            overdue = self.interrupt("camera_down", arrival) or overdue
         sight = self._sight(verdict)
         if sight == "unseen" and verdict.reason is not None:
             self._put_aside(verdict.frame.index, verdict.reason)

@@ -40,6 +40,8 @@ from inspectd.workers import Deadline, Worker
 HEARTBEAT_S = 0.5
 CAPACITY = 10_000
 BLOCK_S = 1.0
+LAST_WORDS_S = 0.1
+"""What a stop whose time is over still takes to reach who listens: that no verdict will come."""
 TURN = 64
 """Messages sent in one turn of the loop, between two looks at the sockets and the heartbeat: a few ms."""
 
@@ -65,6 +67,11 @@ class _Status:
     camera: str
     state: State
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Vouched:
+    denials: int  # that there had been when this was said
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +122,12 @@ class Publisher:
         self._commands = commands
         self._on_failure = on_failure
         self._set_subscribers = metrics.set_subscribers
+        self._count_trigger = metrics.trigger
         self._cameras = frozenset(camera.name for camera in roster.cameras)
-        self._mailbox: Mailbox[Waiting | _Status | _Reply | Roster] = Mailbox(CAPACITY)
+        self._mailbox: Mailbox[Waiting | _Status | _Vouched | _Reply | Roster] = Mailbox(CAPACITY)
         self.worker = Worker("zeromq", self._run, on_failure)
         self._state: tuple[State, str | None, float] = ("starting", None, math.inf)  # swapped whole, by any thread
-        self._vouched = False  # likewise
+        self._denials = 0  # how often `vouch(False)` was called, by one thread at a time; read by any
         self._stop_by = Deadline(0.0)  # written by stop() before it signals
         self._drained = True  # written by the thread as it ends
 
@@ -127,8 +135,9 @@ class Publisher:
         self._sockets: Sockets
         self._stream: Stream
         self._teller = Teller(
-            boot_id, roster, ledger, metrics, lambda: self._vouched, journal, evidence, required=self._required
+            boot_id, roster, ledger, metrics, self._vouched, journal, evidence, required=self._required
         )
+        self._vouched_at: int | None = None  # the denials before the newest word that verdicts may pass
         self._heartbeat_at = 0.0
         self._told_state: tuple[State, str | None] | None = None
 
@@ -154,6 +163,7 @@ class Publisher:
                 on_subscriptions=lambda prefixes: self._stream.repeat(prefixes),  # noqa: PLW0108 - there is no stream yet
                 set_subscribers=self._set_subscribers,
                 on_request=self._on_request,
+                on_refused_trigger=self._count_trigger,
             )
         except BaseException:
             self._mailbox.release()
@@ -206,8 +216,15 @@ class Publisher:
         return (self.worker, *self._sockets.workers)
 
     def vouch(self, vouched: bool) -> None:
-        """Whether verdicts may say pass or fail: the last challenge was passed."""
-        self._vouched = vouched
+        """Whether verdicts may say pass or fail: the last challenge was passed. By one thread at a time.
+
+        `False` counts at once. `True` counts for what is published after this call: what was handed over before it
+        was judged while nobody vouched.
+        """
+        if vouched:
+            self._mailbox.put(_Vouched(self._denials))
+        else:
+            self._denials += 1
 
     def use(self, roster: Roster) -> None:
         """From what is published after this call on: triggers, parts and heartbeats of another line-up."""
@@ -219,13 +236,13 @@ class Publisher:
         Every open trigger is answered `no_result(not_ready)`, every camera's last status is `fault` with the
         reason `stopped`, the last heartbeat says `fault`: whoever listens learns at once that no verdict will
         come, and not by silence. "Out" means handed to the kernel for every connected subscriber; one that
-        does not read costs the whole `timeout_s`.
+        does not read costs the whole `timeout_s`. The goodbye is said even where time is over before all waited for it.
         """
         if not self.worker.stopping.is_set():
             self._stop_by = Deadline(timeout_s)
         self.worker.signal()
         self._mailbox.close()
-        gone = self.worker.stop(timeout_s)
+        gone = self.worker.stop(timeout_s + 2 * LAST_WORDS_S)
         if gone:
             self._mailbox.release()  # the thread did, if there ever was one
         return gone and self._drained
@@ -240,22 +257,25 @@ class Publisher:
         """Whether no verdict passes at this moment: the journal is required and does not take what is written."""
         return self._required and self._journal is not None and self._journal.state == "failing"
 
+    def _vouched(self) -> bool:
+        return self._vouched_at == self._denials
+
     # -- the thread "zeromq": its loop --------------------------------------------------------------
 
     def _run(self, stopping: Event) -> None:
-        linger_s = 0.0
+        linger_s, all_sent = 0.0, False
         try:
             self._teller.begin(self._stream)
             while not stopping.is_set():
                 self._turn()
-            if self._send_the_rest():
-                linger_s = self._stop_by.left() * 0.9
+            all_sent = self._send_the_rest()
+            linger_s = max(self._stop_by.left() * 0.9, LAST_WORDS_S)
         finally:
             self._mailbox.release()
             for left in self._mailbox.take(len(self._mailbox)):
                 if isinstance(left, Waiting):
                     self._ledger.dropped(left.outcome.ticket, "unpublished")
-            self._drained = self._sockets.close(linger_s)
+            self._drained = self._sockets.close(linger_s) and all_sent
 
     def _turn(self) -> None:
         self.worker.beat()
@@ -282,20 +302,22 @@ class Publisher:
                     self._teller.status(item.camera, item.state, item.reason)
                 case _Reply():
                     self._sockets.reply(item.asked, item.result)
+                case _Vouched():
+                    self._vouched_at = item.denials
                 case Roster():
+                    self._stream.flush()  # what the line-up that goes has judged
                     self._teller.use(item)
 
     def _send_the_rest(self) -> bool:
-        while len(self._mailbox):
-            if self._stop_by.passed:
-                return False
+        """What waits, as far as there is time, and the last words in any case; whether it was everything."""
+        while len(self._mailbox) and not self._stop_by.passed:
             self._send_waiting()
             self._stream.flush()
         self._teller.goodbye()
         self._stream.flush()
         self.set_state("fault", "stopped")
         self._send_heartbeat()
-        return True
+        return not len(self._mailbox)
 
     def _send_heartbeat(self) -> None:
         self._told_state = self.state

@@ -24,7 +24,7 @@ from inspectd.errors import ConfigError
 from inspectd.verdict.access import Access
 from inspectd.verdict.connections import Connections
 from inspectd.verdict.control import MAX_FRAME_BYTES, RECEIVE_QUEUE, SEND_QUEUE, Asked, Control
-from inspectd.verdict.control_schema import ControlError
+from inspectd.verdict.control_schema import ControlError, ErrorCode
 from inspectd.verdict.keyring import Client
 from inspectd.workers import Worker
 
@@ -65,6 +65,7 @@ class Sockets:
         on_subscriptions: Callable[[set[bytes]], None],
         set_subscribers: Callable[[int], None],
         on_request: Callable[[Asked], None],
+        on_refused_trigger: Callable[[str, ErrorCode], None],
     ) -> None:
         """Bind both.
 
@@ -83,7 +84,7 @@ class Sockets:
         self._access: Access | None = None
         self._guard_at = 0.0
         self._revoked = 0  # how many revocations were carried out on open connections
-        self._control = Control(self._router, self._client_of, on_request)
+        self._control = Control(self._router, self._client_of, on_request, on_refused_trigger)
         try:
             if security.server_key is not None:
                 self._access = Access(self._context, security)

@@ -32,7 +32,7 @@ from inspectd.verdict.schema import (
 )
 from inspectd.verdict.stream import MessageJournal, Stream
 from inspectd.verdict.triggers import GUARD_S, TriggerDesk
-from inspectd.verdict.veto import Veto
+from inspectd.verdict.veto import Origins, Veto
 
 Observe = Callable[[float], None]
 
@@ -69,7 +69,7 @@ class Roster:
     config: str
     recipe: str | None
     cameras: tuple[CameraConfig, ...]
-    origins: Mapping[str, Mapping[str, Origin]]  # camera -> ROI -> by what it is judged
+    origins: Origins
     parts: Mapping[tuple[str, str], RoiParts]
 
     def rois(self, camera: str) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ class Teller:
         self._roster = roster
         self._ledger = ledger
         self._metrics = metrics
-        self._veto = Veto(roster.cameras, vouched, required=required)
+        self._veto = Veto(roster.cameras, roster.origins, vouched, required=required)
         self._journal = journal
         self._evidence = evidence
         self._observe_publish = metrics.stage("publish")
@@ -116,7 +116,7 @@ class Teller:
         self._stream: Stream
         self._desk = TriggerDesk(boot_id, roster.cameras)
         self._parts = PartStream(boot_id, self._tell_part, metrics)
-        self._parts.use(roster.parts)
+        self._parts.use(roster.parts, roster.cameras)
         self._maker = VerdictMaker(boot_id)
         self._cameras = CameraStatuses(boot_id, names, self._desk, metrics)
         self._heartbeat_seq = 0
@@ -206,7 +206,8 @@ class Teller:
             self._observe_publish(now - waiting.since)
             self._observe_total[sent.camera](now - outcome.arrival)
             if trigger is None:
-                self._parts.verdict(sent, outcome.arrival)
+                taken_at = outcome.arrival - outcome.waited_s
+                self._parts.verdict(sent, outcome.arrival, taken_at)
             else:
                 self._observe_trigger[sent.camera](now - trigger.accepted_at)
 
@@ -247,9 +248,9 @@ class Teller:
             message = self._maker.make(outcome, 1, trigger=trigger)
             self._journal.late(message.model_dump_json(exclude={"seq"}).encode())
 
-    def _tell_part(self, part: Callable[[int], Part], camera: str, roi: str) -> None:
+    def _tell_part(self, part: Callable[[int], Part], camera: str, roi: str, known_at: float) -> None:
         def withheld(staged: Part, recorded: bool) -> Part | None:
-            why = self._veto.at_last_on_part(staged, recorded=recorded)
+            why = self._veto.at_last_on_part(staged, known_at, recorded=recorded)
             return None if why is None else staged.model_copy(update={"verdict": "no_result", "reason": why})
 
         def count(sent: Part) -> None:
@@ -289,9 +290,9 @@ class Teller:
                 self._answer_without_frame(trigger, roi, "not_ready")
         self._parts.interrupt("not_ready")
         self._roster = roster
-        self._veto.use(roster.cameras)
+        self._veto.use(roster.cameras, roster.origins)
         self._desk.use(roster.cameras)
-        self._parts.use(roster.parts)
+        self._parts.use(roster.parts, roster.cameras)
 
     # -- triggers -----------------------------------------------------------------------------------
 
@@ -304,8 +305,7 @@ class Teller:
         try:
             trigger = self._desk.accept(request, self._roster.rois(request.camera), self._roster.config)
         except ControlError as refusal:
-            if request.camera in self._observe_total:
-                self._metrics.trigger(request.camera, refusal.code)
+            self._metrics.trigger(request.camera, refusal.code)
             raise
         self._metrics.trigger(trigger.camera, "accepted")
         now = time.time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 import threading
@@ -31,6 +32,8 @@ BREATH_S = 0.002
 RETRY_FIRST_S = 1.0
 RETRY_LIMIT_S = 30.0
 """How long a disk that failed is left alone; doubled while it goes on failing."""
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ENODEV, errno.ESTALE}
+"""What comes upon a folder that was well chosen, and may pass."""
 
 EvidenceLoss = Literal[
     "too_many",  # more than max_per_s
@@ -96,6 +99,7 @@ class EvidenceStore:
 
         # The thread's own.
         self._shelf: Shelf
+        self._shelf_open = False
         self._to_tend = True
         self._retry_s = retry_first_s
         self._failed_size = 1
@@ -103,19 +107,21 @@ class EvidenceStore:
     def start(self) -> None:
         """See that the folder can be written, and start the thread.
 
+        A disk that is full, read-only or broken keeps no line from being inspected: it fails, as it may at any time.
+
         Raises:
-            ConfigError: it cannot.
+            ConfigError: what was configured can never be written.
         """
         if self._config.dir is None:
             return
         self._shelf = Shelf(self._config.dir, self._config.max_mb * 2**20)
         try:
-            self._shelf.open()
+            self._open_shelf()
         except OSError as err:
-            why = _why_not(err)
-            raise ConfigError(f"evidence.dir: pictures cannot be written to {self._config.dir}: {why}") from err
-        if (total := shutil.disk_usage(self._config.dir).total) < self._config.max_mb * 2**20:
-            log.warning("evidence_disk_small", max_mb=self._config.max_mb, disk_mb=total // 2**20)
+            if err.errno not in _DISK_TROUBLE:
+                why = _why_not(err)
+                raise ConfigError(f"evidence.dir: pictures cannot be written to {self._config.dir}: {why}") from err
+            self._fails(err, 1)
         self._open = True
         self.worker.start()
 
@@ -252,6 +258,13 @@ class EvidenceStore:
             why = err.strerror or str(err)
             log.error("evidence_failing", dir=str(self._config.dir), why=why, file=err.filename)
 
+    def _open_shelf(self) -> None:
+        assert self._config.dir is not None
+        self._shelf.open()
+        self._shelf_open = True
+        if (total := shutil.disk_usage(self._config.dir).total) < self._config.max_mb * 2**20:
+            log.warning("evidence_disk_small", max_mb=self._config.max_mb, disk_mb=total // 2**20)
+
     def _try_again(self, stopping: threading.Event) -> None:
         """After a pause see whether as much can be written as failed, and whether the folder can be tended."""
         self.worker.beat(math.inf)
@@ -259,6 +272,8 @@ class EvidenceStore:
             return
         self._retry_s = min(2 * self._retry_s, RETRY_LIMIT_S)
         try:
+            if not self._shelf_open:
+                self._open_shelf()
             self._shelf.probe(self._failed_size)
             self._shelf.forget()
             while self._shelf.tend():
