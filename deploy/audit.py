@@ -27,6 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from licences import Licence
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -34,11 +35,6 @@ from packaging.version import InvalidVersion, Version
 LOCK = Path(__file__).with_name("requirements.lock")
 MAX_QUERY_BYTES = 100_000
 
-COMPATIBLE = re.compile(
-    r"(?i)\b(apache|mit|bsd|0bsd|isc|psf|python software foundation|python-2\.0|mpl|mozilla|zlib|unlicense|cc0|hpnd"
-    r"|lgpl|lesser general public)"
-)
-"""May be installed beside a program under Apache-2.0. LGPL and MPL: as libraries of their own, which wheels are."""
 OWN = ("inspectd", "pip", "setuptools", "wheel")
 """Installed, and in no lock."""
 
@@ -128,10 +124,25 @@ def unpinned(pins: Iterable[Pin]) -> Iterator[str]:
 # -- an installed release -------------------------------------------------------------------------------
 
 _LIST = """
-import importlib.metadata, json
-print(json.dumps([[d.metadata["Name"], d.version, d.metadata.get("License-Expression"), d.metadata.get("License"),
-                   d.metadata.get_all("Classifier") or []] for d in importlib.metadata.distributions()]))
+import importlib.metadata, json, os, platform, sys
+environment = {
+    "implementation_name": sys.implementation.name,
+    "implementation_version": "{0.major}.{0.minor}.{0.micro}".format(sys.implementation.version),
+    "os_name": os.name,
+    "platform_machine": platform.machine(),
+    "platform_python_implementation": platform.python_implementation(),
+    "platform_release": platform.release(),
+    "platform_system": platform.system(),
+    "platform_version": platform.version(),
+    "python_full_version": platform.python_version(),
+    "python_version": ".".join(platform.python_version_tuple()[:2]),
+    "sys_platform": sys.platform,
+}
+print(json.dumps([environment, [
+    [d.metadata["Name"], d.version, d.metadata.get("License-Expression"), d.metadata.get("License"),
+     d.metadata.get_all("Classifier") or []] for d in importlib.metadata.distributions()]]))
 """
+"""Run by the release's interpreter: what the markers of the lock mean there, and what is installed."""
 
 
 def installed_problems(pins: Iterable[Pin], python: str) -> Iterator[str]:
@@ -141,10 +152,13 @@ def installed_problems(pins: Iterable[Pin], python: str) -> Iterator[str]:
         ).stdout
     except (OSError, subprocess.SubprocessError) as err:
         raise AuditError(f"{python}: cannot be asked what is installed: {err}") from None
-    there: dict[str, tuple[str, str]] = {
-        canonicalize_name(name): (version, licences(*rest)) for name, version, *rest in json.loads(told)
+    environment, packages = json.loads(told)
+    there = {canonicalize_name(name): (version, Licence(*rest)) for name, version, *rest in packages}
+    wanted = {
+        pin.name: pin.version
+        for pin in pins
+        if not pin.requirement.marker or pin.requirement.marker.evaluate(environment)
     }
-    wanted = {pin.name: pin.version for pin in pins if not pin.requirement.marker or pin.requirement.marker.evaluate()}
     for name, version in wanted.items():
         if name not in there:
             yield f"{name}: is in the lock and not installed"
@@ -153,17 +167,9 @@ def installed_problems(pins: Iterable[Pin], python: str) -> Iterator[str]:
     for name, (version, licence) in there.items():
         if name not in wanted and name not in OWN:
             yield f"{name}: {version} is installed and not in the lock"
-        elif name in wanted and not COMPATIBLE.search(licence):
-            yield f"{name}: its licence ({licence or 'none is stated'}) is not known to be compatible"
+        elif name in wanted and not licence.is_compatible:
+            yield f"{name}: its licence ({licence}) is not known to be compatible"
     print(f"installed: {len(there)} packages, as the lock says where nothing else is said")
-
-
-def licences(expression: str | None, text: str | None, classifiers: list[str]) -> str:
-    """What a package states, shortened: the expression, else its classifiers, else the first line of a text."""
-    if expression:
-        return expression
-    named = [each.rpartition(" :: ")[2] for each in classifiers if each.startswith("License :: ")]
-    return ", ".join(named) or (text or "").strip().partition("\n")[0][:100]
 
 
 # -- advisories -----------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -26,12 +28,19 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Option("-c", "--config", metavar="FILE", help="Configuration file (TOML).")]
+Recipe = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Look at that recipe's regions; else at those that the start uses.")
+]
 
 
 def main() -> None:
     """Entry point: an expected error is one line on stderr and its exit code; a traceback only with --debug."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        try:
+            code = app(standalone_mode=False) or 0
+        finally:
+            print(end="", flush=True)  # what cannot be written is an error here, and not at the interpreter's end
+        sys.exit(code)
     except TyperException as err:  # an option that is unknown, missing or wrong; typer itself would draw a box
         if message := " ".join(err.format_message().split()):
             print(f"inspectd: {message.replace('Value error, ', '')} Try --help.", file=sys.stderr)
@@ -47,8 +56,20 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has seen enough.
-        sys.stderr.close()
+        _write_no_more()
         sys.exit(0)
+    except OSError as err:  # above all a full disk under standard output
+        if "--debug" in sys.argv:
+            raise
+        print(f"inspectd: {f'{err.filename}: ' if err.filename else ''}{err.strerror or err}", file=sys.stderr)
+        _write_no_more()
+        sys.exit(1)
+
+
+def _write_no_more() -> None:
+    """The interpreter's end would try once more what standard output has not taken."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.callback(invoke_without_command=True)
@@ -94,7 +115,7 @@ def check(
         bool, typer.Option("--learn", help="Learn what good pictures are like, while the line runs as it should.")
     ] = False,
     frames: Annotated[int, typer.Option(min=2, max=1_000_000, help="--learn: from so many frames.")] = 200,
-    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="--learn: the regions of that recipe.")] = None,
+    recipe: Recipe = None,
     force: Annotated[bool, typer.Option("--force", help="--learn: replace limits that are there.")] = False,
     widen: Annotated[bool, typer.Option("--widen", help="--learn: limits that are there make room.")] = False,
 ) -> None:
@@ -104,27 +125,37 @@ def check(
     from inspectd.preflight import check_everything, told_hashes, unlearnt
 
     settings = load_settings(config)
+    in_force = _in_force(settings, recipe)
     if learn:
-        _learn(settings, frames, recipe, force=force, widen=widen)
-    if recipe or force or widen:
-        raise UsageError("--recipe, --force and --widen go with --learn")
+        _learn(in_force, frames, force=force, widen=widen)
+    if force or widen:
+        raise UsageError("--force and --widen go with --learn")
+    if recipe is not None and not probe:
+        raise UsageError("--recipe goes with --learn or --probe")
     bundles = check_everything(settings)
     for warning in unlearnt(settings):
         print(f"warn  {warning}")
     for line in told_hashes(settings, bundles):
         print(f"model {line}")
     if not probe:
-        cameras = ", ".join(f"{camera.name} ({len(camera.rois)} ROI)" for camera in settings.cameras)
+        cameras = ", ".join(f"{camera.name} ({len(camera.rois)} ROI)" for camera in in_force.cameras)
         print(f"{config}: ok, config {settings.sha256[:12]}; {cameras}")
         return
     worst = 0
-    for findings in (probe_models(settings, bundles), probe_cameras(settings)):
+    for findings in (probe_models(settings, bundles), probe_cameras(in_force)):
         for finding in findings:
             worst = max(worst, _report(finding))
     sys.exit(worst)
 
 
-def _learn(settings: Settings, frames: int, recipe: str | None, *, force: bool, widen: bool) -> NoReturn:
+def _in_force(settings: Settings, recipe: str | None) -> Settings:
+    """As the daemon starts, or as it goes on with another recipe."""
+    if recipe is not None and recipe not in settings.recipes:
+        raise UsageError(f"--recipe {recipe}: the recipes are {', '.join(settings.recipes) or 'none'}")
+    return settings.with_recipe(recipe or settings.recipe)
+
+
+def _learn(in_force: Settings, frames: int, *, force: bool, widen: bool) -> NoReturn:
     from rich.console import Console
 
     from inspectd.commission import learn_cameras
@@ -132,9 +163,6 @@ def _learn(settings: Settings, frames: int, recipe: str | None, *, force: bool, 
 
     if force and widen:
         raise UsageError("--force replaces limits and --widen keeps them: choose one")
-    if recipe is not None and recipe not in settings.recipes:
-        raise UsageError(f"--recipe {recipe}: the recipes are {', '.join(settings.recipes) or 'none'}")
-    in_force = settings.with_recipe(recipe or settings.recipe)
     worst = 0
     with progress_bars(Console(stderr=True)) as tell:
         findings = learn_cameras(
@@ -149,12 +177,14 @@ def _learn(settings: Settings, frames: int, recipe: str | None, *, force: bool, 
 def snapshot(
     config: Config,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the PNGs go.")],
+    recipe: Recipe = None,
 ) -> None:
     """Write one PNG per camera with its ROIs drawn, for commissioning."""
     from inspectd.commission import write_snapshots
     from inspectd.config import load_settings
 
-    sys.exit(max(_report(finding) for finding in write_snapshots(load_settings(config), output)))
+    in_force = _in_force(load_settings(config), recipe)
+    sys.exit(max(_report(finding) for finding in write_snapshots(in_force, output)))
 
 
 def _report(finding: Any) -> int:

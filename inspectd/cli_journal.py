@@ -123,11 +123,16 @@ def _output(path: Path | None, journal: Path) -> Iterator[TextIO]:
     """Standard output, or a file that appears when it is whole."""
     if path is None:
         yield sys.stdout
+        sys.stdout.flush()  # before anybody is told how many rows there are
         return
     if path.exists() and journal.exists() and path.samefile(journal):
         raise UsageError(f"-o {path}: is the journal itself")
     if path.is_dir():
         raise UsageError(f"-o {path}: is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"-o {path}: is no plain file, and would be replaced by one; leave -o out and redirect the output"
+        )
     beside = path.with_name(path.name + ".part")
     try:
         with beside.open("w", encoding="utf-8", newline="") as out:

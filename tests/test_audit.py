@@ -47,6 +47,7 @@ def advisories(tmp_path):
 @pytest.fixture
 def module(monkeypatch):
     """The program as a module."""
+    monkeypatch.syspath_prepend(AUDIT.parent)
     spec = importlib.util.spec_from_file_location("audit", AUDIT)
     loaded = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "audit", loaded)
@@ -148,24 +149,33 @@ def test_advisories_that_say_nothing_are_no_clean_bill(lock, advisories, content
     assert expected in told
 
 
-def test_what_is_installed_is_held_against_the_lock(lock, tmp_path):
-    """Missing, of another version, not in the lock, and of an incompatible licence."""
-    site = tmp_path / "site"
-    for name, version, licence in (
-        ("good_thing", "1.1.9", "MIT"),
-        ("other", "2.0", "AGPL-3.0-only"),
-        ("more", "1", "MIT"),
-    ):
-        info = site / f"{name}-{version}.dist-info"
+def release(folder, packages, version="3.11.4"):
+    """The interpreter of an installed release: packages as (name, version, licence), a Python that is `version`."""
+    site = folder / "site"
+    for name, package_version, licence in packages:
+        info = site / f"{name}-{package_version}.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(
-            f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\nLicense-Expression: {licence}\n"
+            f"Metadata-Version: 2.4\nName: {name}\nVersion: {package_version}\nLicense-Expression: {licence}\n"
         )
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -S -c "import sys; sys.path.append(\'{site}\'); exec(sys.argv[1])" "$3"\n'
+    program = (
+        "import platform, sys\n"
+        f"platform.python_version = lambda: '{version}'\n"
+        f"platform.python_version_tuple = lambda: {tuple(version.split('.'))}\n"
+        f"sys.path.append('{site}')\n"
+        "exec(sys.argv[1])"
     )
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -c "{program}" "$3"\n')
     python.chmod(0o755)
+    return python
+
+
+def test_what_is_installed_is_held_against_the_lock(lock, tmp_path):
+    """Missing, of another version, not in the lock, and of an incompatible licence."""
+    python = release(
+        tmp_path, [("good_thing", "1.1.9", "MIT"), ("other", "2.0", "AGPL-3.0-only"), ("more", "1", "MIT")]
+    )
     lock.write_text(f"{LOCK}absent==1 {HASH}\n")
     code, found, _ = audit("--lock", lock, "--python", python)
     assert code == 1
@@ -175,3 +185,58 @@ def test_what_is_installed_is_held_against_the_lock(lock, tmp_path):
         "more: 1 is installed and not in the lock",
         "other: its licence (AGPL-3.0-only) is not known to be compatible",
     ]
+
+
+@pytest.mark.parametrize(("version", "installed"), [("3.10.2", "1.0"), ("3.99.0", "2.0")])
+def test_the_lock_means_what_the_interpreter_of_the_release_makes_of_it(lock, tmp_path, version, installed):
+    """Not the one that audits: whatever that is, it is another than one of the two."""
+    lock.write_text(
+        f"split==1.0 ; python_full_version < '3.12' {HASH}\nsplit==2.0 ; python_version >= '3.12' {HASH}\n"
+        f"old==1 ; python_version < '3.12' {HASH}\n"
+    )
+    old = [("old", "1", "MIT")] if installed == "1.0" else []
+    python = release(tmp_path, [("split", installed, "MIT"), *old], version)
+    assert audit("--lock", lock, "--python", python)[:2] == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ("MIT", True),
+        ("apache-2.0", True),
+        ("BSD-3-Clause AND 0BSD AND (MIT OR GPL-2.0-only) AND Zlib", True),
+        ("MIT OR GPL-3.0-only AND AGPL-3.0-only", True),
+        ("Apache-2.0 WITH LLVM-exception AND LGPL-2.1+", True),
+        ("GPL-3.0-only OR (MIT AND (Apache-2.0))", True),
+        ("GPL-3.0-only AND MIT", False),
+        ("AGPL-3.0-or-later AND Apache-2.0", False),
+        ("(MIT OR Apache-2.0) AND GPL-2.0-only", False),
+        ("GPL-2.0-only WITH Classpath-exception-2.0", False),
+        ("LicenseRef-MIT-like", False),
+        ("Proprietary (not Apache)", False),
+        ("MIT AND", False),
+        ("", False),
+    ],
+)
+def test_a_licence_does_where_all_of_and_and_one_of_or_do(module, stated, expected):
+    """Stated as an expression, or as an expression in the text of older packages."""
+    assert module.Licence(stated, None, []).is_compatible is expected
+    assert module.Licence(None, stated, []).is_compatible is expected
+
+
+@pytest.mark.parametrize(
+    ("classifiers", "expected"),
+    [
+        (["OSI Approved :: MIT License"], True),
+        (["DFSG approved", "OSI Approved :: BSD License"], True),
+        (["OSI Approved :: GNU Lesser General Public License v3 or later (LGPLv3+)"], True),
+        (["OSI Approved :: MIT License", "OSI Approved :: GNU General Public License v3 (GPLv3)"], False),
+        (["Other/Proprietary License"], False),
+        (["OSI Approved"], True),
+    ],
+)
+def test_classifiers_must_all_be_known(module, classifiers, expected):
+    """They come before the text, for that is often a whole licence; one that names no licence says nothing."""
+    named = [f"License :: {each}" for each in classifiers]
+    assert module.Licence(None, "MIT", ["Typing :: Typed", *named]).is_compatible is expected
+    assert module.Licence("MIT", None, named).is_compatible

@@ -9,12 +9,12 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
-from colour_bundle import colour_bundle
+from colour_bundle import COLOURS, colour_bundle
 from rich.console import Console
 
 from inspectd.bench import BenchOptions, BenchResult, run_bench
 from inspectd.bench.clip import make_clip
-from inspectd.bench.end_to_end import daemon_run, live_latency
+from inspectd.bench.end_to_end import daemon_run, live_latency, trigger_latency
 from inspectd.bench.measure import Clip, Sample, as_frame
 from inspectd.bench.result import make_row
 from inspectd.capture.picture import PictureReader
@@ -125,6 +125,16 @@ def test_a_daemon_that_does_not_start_fails_the_bench_with_its_last_words(bundle
     outside = replace(clip, box=Box(0, 0, 5000, 200))
     with pytest.raises(InspectdError, match=r"ended with 2 after 0 of 56 verdicts: .*5000"):
         live_latency(outside, bundle, EngineConfig(device="cpu"))
+
+
+def test_an_engine_whose_scores_are_no_numbers_fails_the_bench(clip, tmp_path, monkeypatch):
+    """It is quick, and judges nothing; with frames as with triggers."""
+    monkeypatch.setitem(COLOURS, "stain", (math.nan, 0, 0))
+    broken, config = colour_bundle(tmp_path / "bundle"), EngineConfig(device="cpu")
+    with pytest.raises(InspectdError, match="the engine failed, or its scores are no numbers"):
+        daemon_run(clip, broken, config)
+    with pytest.raises(InspectdError, match="the engine failed, or its scores are no numbers"):
+        trigger_latency(clip, broken, config, (SMALL.width, SMALL.height), SMALL.fps, triggers=1)
 
 
 def test_the_environments_daemon_settings_do_not_reach_the_measured_daemon(bundle, clip, monkeypatch):

@@ -1,6 +1,7 @@
 """Where cameras and regions stand, the numbers of words, and the page that documents them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_a_broken_layout_is_one_line_that_names_the_key(tmp_path, text, message)
 def test_a_layout_that_cannot_be_read_is_one_line(tmp_path):
     """Absent, a folder, not UTF-8."""
     (tmp_path / "latin.toml").write_bytes(b"\xff\xfe")
-    for path, why in [("absent", "no such file"), (".", "Is a directory"), ("latin.toml", "not UTF-8")]:
+    for path, why in [("absent", "no such file"), (".", "is a folder"), ("latin.toml", "not UTF-8")]:
         with pytest.raises(ConfigError, match=why):
             load_layout(tmp_path / path)
 
@@ -194,6 +195,8 @@ def test_the_map_and_the_nodes_of_a_line_are_printed(config):
     [
         (["modbus"], r"Give -c FILE .* or --layout FILE"),
         (["modbus", "--layout", "absent.toml"], r"absent\.toml: no such file"),
+        (["modbus", "--layout", "pipe"], r"pipe: is no plain file"),
+        (["modbus", "-c", "pipe"], r"pipe: is no plain file"),
         (["modbus", "--layout", "L", "--bind", "0.0.0.0:1502"], r"no authentication.*--insecure"),
         (["opcua", "--layout", "L", "--bind", "10.0.0.1:4840"], r"--certificate.*--insecure"),
         (
@@ -205,6 +208,7 @@ def test_the_map_and_the_nodes_of_a_line_are_printed(config):
         (["modbus", "--layout", "L", "--key", "k", "--server-key", "s"], r"s: .*"),
         (["modbus", "--layout", "L", "--verdicts", "nonsense"], r"'nonsense': expected an endpoint"),
         (["modbus", "--layout", "L", "--bind", "no.such.host.invalid:1502", "--insecure"], r"has no address"),
+        (["modbus", "--layout", "L", "--bind", ".:1502", "--insecure"], r"--bind \.:1502: host \. has no address"),
         (
             ["opcua", "--layout", "L", "--certificate", "a", "--private-key", "b", "--clients", "."],
             r"certificate a: no such file",
@@ -214,6 +218,7 @@ def test_the_map_and_the_nodes_of_a_line_are_printed(config):
 def test_wrong_usage_is_one_line(tmp_path, monkeypatch, arguments, message):
     """Exit code 2, told by the error's class."""
     (tmp_path / "L").write_text(LAYOUT.to_toml())
+    os.mkfifo(tmp_path / "pipe")  # nobody writes: whoever opens it waits
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["bridge", *arguments])
     with pytest.raises(UsageError, match=message):

@@ -504,7 +504,8 @@ def test_learnt_limits_are_replaced_or_widened_only_when_asked(inspectd):
 @pytest.mark.parametrize(
     ("arguments", "change", "code", "message"),
     [
-        (("--widen",), ("", ""), 2, "--recipe, --force and --widen go with --learn"),
+        (("--widen",), ("", ""), 2, "--force and --widen go with --learn"),
+        (("--recipe", "lid"), ("", ""), 2, "--recipe goes with --learn or --probe"),
         (("--learn", "--force", "--widen"), ("", ""), 2, "choose one"),
         (("--learn", "--recipe", "cap"), ("", ""), 2, "--recipe cap: the recipes are lid"),
         (("--learn",), ('quality = "line1.quality.json"', ""), 2, "set cameras[].quality"),

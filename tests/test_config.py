@@ -130,7 +130,7 @@ def test_two_rois_of_one_name_are_refused(write):
 
 def test_a_missing_file_a_folder_and_binary_rubbish_are_one_line_each(tmp_path):
     assert "no such file" in refusal(tmp_path / "none.toml")
-    assert "cannot be read" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
     rubbish = tmp_path / "rubbish.toml"
     rubbish.write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in refusal(rubbish)
@@ -142,6 +142,18 @@ def test_the_environment_overrides_the_file(write, monkeypatch):
     settings = load_settings(write())
     assert settings.http.bind == "127.0.0.1:9999"
     assert settings.engine.max_batch_size == 3
+
+
+def test_a_list_is_overridden_as_a_whole(write, monkeypatch):
+    """In JSON, as config.example.toml says; nothing in it alone."""
+    monkeypatch.setenv(
+        "INSPECTD__CAMERAS", '[{"name": "a", "source": "usb:1", "rois": [{"name": "r", "box": [0,0,8,8]}]}]'
+    )
+    assert [camera.name for camera in load_settings(write()).cameras] == ["a"]
+    monkeypatch.delenv("INSPECTD__CAMERAS")
+    monkeypatch.setenv("INSPECTD__CAMERAS__0__MAX_FPS", "5")
+    with pytest.raises(ConfigError, match="cameras: "):
+        load_settings(write())
 
 
 def test_a_wrong_environment_value_names_the_variable(write, monkeypatch):

@@ -320,26 +320,40 @@ def test_a_tampered_bundle_is_refused(folder, tmp_path):
 def test_check_probe_reports_cameras_and_model(folder):
     """Exit 1 when a camera does not answer, with the others' findings printed all the same."""
     config = write_config(
-        folder, "probe", [("gone", "rtsp://127.0.0.1:1/x", "", PART), ("here", "file:clip.mp4", "", PART)]
+        folder,
+        "probe",
+        [("gone", "rtsp://127.0.0.1:1/x", "", PART), ("here", "file:clip.mp4", "", PART)],
+        '[recipes.lid]\nrois = [{ camera = "here", name = "lid", box = [10, 20, 64, 64] }]\n',
     )
     result = run_cli("check", "-c", config, "--probe")
     assert result.returncode == 1
     assert "ok    model" in result.stdout
     assert "FAIL  camera gone: refused" in result.stdout
     assert "ok    camera here: 320x240 yuv420p" in result.stdout
+    assert "; part [100, 60, 120, 120]\n" in result.stdout
+    result = run_cli("check", "-c", config, "--probe", "--recipe", "lid")
+    assert "; lid [10, 20, 64, 64]\n" in result.stdout
 
 
 def test_snapshot_draws_the_rois(folder, tmp_path):
     """One PNG per camera, of the frame's size, with the ROI's rectangle in it."""
     import cv2
 
-    config = write_config(folder, "snap", [("line", "file:clip.mp4", "", PART)])
+    config = write_config(
+        folder,
+        "snap",
+        [("line", "file:clip.mp4", "", PART)],
+        '[recipes.lid]\nrois = [{ camera = "line", name = "lid", box = [10, 20, 64, 64] }]\n',
+    )
     result = run_cli("snapshot", "-c", config, "-o", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     picture = cv2.cvtColor(cv2.imread(str(tmp_path / "out" / "line.png")), cv2.COLOR_BGR2RGB)
     assert picture.shape == (240, 320, 3)
     assert tuple(picture[60, 160]) == (255, 180, 0)
     assert np.abs(picture[120, 160].astype(int) - COLOURS[kind_of(0)]).max() < 12
+    config.write_text('recipe = "lid"\n' + config.read_text())
+    result = run_cli("snapshot", "-c", config, "-o", tmp_path / "out")
+    assert result.stdout.endswith("; lid [10, 20, 64, 64]\n")
 
 
 def test_schemas_are_json_schema():

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgpack
 import pytest
@@ -142,6 +144,19 @@ def test_a_file_appears_when_it_is_whole(inspectd, path, tmp_path):
     assert sorted(file.name for file in tmp_path.glob("out*")) == ["out.csv"]
 
 
+def test_what_is_no_plain_file_is_never_replaced(inspectd, path, tmp_path):
+    """A pipe here; as root it might be the node of a device. Through a link as well."""
+    node, link = tmp_path / "node", tmp_path / "link"
+    os.mkfifo(node)
+    link.symlink_to(node)
+    for target in (node, link):
+        code, out, err = inspectd("journal", "export", path, "--csv", "-o", target)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"inspectd: -o {target}: is no plain file")
+    assert node.is_fifo()
+    assert link.is_symlink()
+
+
 def test_export_and_verify_while_the_daemon_writes(inspectd, tmp_path):
     """What is committed is there; the daemon does not notice."""
     path = tmp_path / "journal.db"
@@ -236,6 +251,21 @@ def test_what_cannot_be_meant_is_refused(inspectd, arguments):
     """One line, exit code 2."""
     code, out, err = inspectd("journal", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_standard_output_is_one_line(path, unbuffered):
+    """Exit code 1, also where the interpreter would notice only at its end."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "inspectd", "journal", "export", path, "--csv"],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "inspectd: No space left on device\n")
 
 
 def test_who_reads_the_export_may_have_seen_enough(path):

@@ -263,6 +263,8 @@ def test_a_port_in_use_is_a_configuration_error(server):
     [
         ("192.0.2.77:9108", "is no address of this machine"),  # TEST-NET-1, nobody's
         ("no such host:9108", "is no address of this machine"),
+        (".:9108", "a part of the name is empty"),
+        (f"{'a' * 70}:9108", "longer than 63 characters"),
     ],
 )
 def test_an_address_of_somebody_else_is_a_configuration_error(bind, why):

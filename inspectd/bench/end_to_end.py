@@ -49,7 +49,7 @@ def daemon_run(clip: Clip, bundle: Bundle, config: EngineConfig, *, journal: boo
     With `journal` every verdict is journaled as well, and somebody asks for a replay of 100 of them ten times a second.
 
     Raises:
-        InspectdError: the daemon ended early, or not every frame got its one verdict, in order.
+        InspectdError: the daemon ended early, its engine failed, or not every frame got its one verdict, in order.
     """
     with _Daemon(clip, bundle, config, journal=journal) as daemon, _Replays(daemon.control if journal else None):
         arrived = list(daemon.verdicts())
@@ -91,7 +91,7 @@ def trigger_latency(
     camera does; compressed ones take their time to be decoded on top.
 
     Raises:
-        InspectdError: the daemon ended early, refused a trigger or did not answer one.
+        InspectdError: the daemon ended early, its engine failed, or it refused a trigger or did not answer one.
     """
     dice = random.Random(0)
     total_ms, engine_ms = [], []
@@ -196,13 +196,14 @@ class _Daemon:
         """One for each frame of the clip, in order.
 
         Raises:
-            InspectdError: one is missing or comes twice, or the daemon is silent.
+            InspectdError: one is missing or comes twice, the engine failed, or the daemon is silent.
         """
         for index in range(self._expected):
             arrived = self._receive(index)
             found = arrived.verdict["frame"]["index"]
             if found != index:
                 raise InspectdError(f"bench: verdict {index} is about frame {found}; the figures would mean nothing")
+            _refuse_failure(arrived.verdict)
             yield arrived
 
     def wait_ready(self) -> None:
@@ -221,7 +222,7 @@ class _Daemon:
         """Trigger and wait for the verdict.
 
         Raises:
-            InspectdError: the trigger was refused or not answered.
+            InspectdError: the trigger was refused or not answered, or the engine failed.
         """
         reply = self._ask({"op": "trigger", "camera": "bench", "deadline_ms": deadline_ms})
         if not reply["ok"]:
@@ -229,6 +230,7 @@ class _Daemon:
         while self._socket.poll(int(2000 + deadline_ms)):
             verdict: dict[str, Any] = json.loads(self._socket.recv_multipart()[1])
             if verdict["trigger_id"] == reply["trigger_id"] and not verdict["replayed"]:
+                _refuse_failure(verdict)
                 return verdict
         raise InspectdError(f"bench: a trigger was not answered: {self._last_words()}")
 
@@ -274,6 +276,12 @@ class _Daemon:
         self._requests.close()
         self._context.term()
         self._folder.cleanup()
+
+
+def _refuse_failure(verdict: dict[str, Any]) -> None:
+    """A frame that was not judged is no work done, however fast that went."""
+    if verdict["reason"] == "engine_error":
+        raise InspectdError("bench: the engine failed, or its scores are no numbers; the figures would mean nothing")
 
 
 def _toml(

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from inspectd.config.plain_file import read_plain_file
 from inspectd.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -18,15 +19,7 @@ def read_toml(path: Path, otherwise: str) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, in one line that begins with the path.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; {otherwise}") from None
-    except OSError as err:
-        raise ConfigError(f"{path}: cannot be read: {err.strerror}") from None
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{path}: is longer than {MAX_BYTES:,} bytes; name the TOML file")
+    raw = read_plain_file(path, MAX_BYTES, str(path), missing=f"no such file; {otherwise}")
     if b"\\u0000" in raw or b"\\U00000000" in raw:
         raise ConfigError(f"{path}: holds the character \\u0000, which no name or path can have; remove it")
     try:

@@ -261,6 +261,9 @@ def _listen(bind: str, answer: Answer) -> _Server:
         return _Server(family, address, answer)
     except socket.gaierror as err:
         raise ConfigError(f"http.bind: {bind}: {host} is no address of this machine: {err.strerror}") from None
+    except UnicodeError:
+        why = "a part of the name is empty, or longer than 63 characters"
+        raise ConfigError(f"http.bind: {bind}: {host} is no address of this machine: {why}") from None
     except OSError as err:
         why = {
             errno.EADDRINUSE: "is in use; stop the other program or choose another port",
