@@ -525,13 +525,22 @@ class FakeLine:
             next_boot_id=after[0] if last >= newest and after and after[0] != self.boot_id else None,
         )  # fmt: skip
 
+    def _camera_state(self, camera: str) -> Mapping[str, Any]:
+        """As it was told last, lost or not."""
+        told = self._boots[self.boot_id].get(status_topic(camera))
+        if not told:
+            return {"state": "ready", "reason": None}
+        newest = told[max(told)]
+        assert isinstance(newest, CameraStatus)
+        return {"state": newest.state, "reason": newest.reason}
+
     def _plain(self, op: str, name: str | None) -> Mapping[str, Any]:
         """Replies as the daemon gives them, with nothing behind them."""
         state, reason = self._state
         models = [{"model": "m0de1", "path": "bundle"}]
         if op == "status":
             cameras = [
-                {"name": camera, "state": "ready", "reason": None, "trigger": "command", "pending_triggers": 0,
+                {"name": camera, **self._camera_state(camera), "trigger": "command", "pending_triggers": 0,
                  "rois": [{"name": roi, "model": "m0de1"} for roi in rois]}
                 for camera, rois in self.cameras.items()
             ]  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inspectd.bridge import codes
 from inspectd.bridge.image import LineImage
-from inspectd.bridge.transit import Transit
+from inspectd.client.transit import Transit
 from inspectd.verdict.schema import CameraStatus, Heartbeat, Latency, Part, Verdict
 
 HOLD_MS = 1000
@@ -20,8 +20,8 @@ def stamp(at):
     return datetime.fromtimestamp(EPOCH + at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def heartbeat(at, state="ready", boot="b1", reason=None):
-    return Heartbeat(boot_id=boot, seq=1, state=state, reason=reason, topics={}, published_at=stamp(at))
+def heartbeat(at, state="ready", boot="b1", topics=None):
+    return Heartbeat(boot_id=boot, seq=1, state=state, reason=None, topics=topics or {}, published_at=stamp(at))
 
 
 def verdict(at, seq=1, kind="pass", *, roi="part", boot="b1", **changes):
@@ -47,8 +47,8 @@ def part(at, seq=1):
     )  # fmt: skip
 
 
-def status(at, state, camera="top"):
-    return CameraStatus(boot_id="b1", seq=1, camera=camera, state=state, reason=None, published_at=stamp(at))
+def status(at, state, camera="top", boot="b1"):
+    return CameraStatus(boot_id=boot, seq=1, camera=camera, state=state, reason=None, published_at=stamp(at))
 
 
 @pytest.fixture
@@ -129,23 +129,82 @@ def test_a_camera_at_fault_bars_its_regions(image, state):
     """Until a result comes after it is ready again; other cameras go on."""
     image.result(verdict(0.0), 0.0, recovered=False)
     image.result(part(0.0), 0.0, recovered=False)
-    image.status(status(0.1, state))
+    image.status(status(0.1, state), 0.1, recovered=False)
     assert shown(image, 0.1) == (codes.FAIL_SAFE, codes.CAMERA)
-    image.status(status(0.15, "ready"))
+    image.status(status(0.15, "ready"), 0.15, recovered=False)
     assert shown(image, 0.15) == (codes.FAIL_SAFE, codes.WAITING), "what was there before does not come back"
-    image.status(status(0.15, state))
+    image.status(status(0.15, state), 0.15, recovered=False)
     image.result(verdict(0.2, seq=2), 0.2, recovered=False)
-    image.status(status(0.3, "ready"))
+    image.status(status(0.3, "ready"), 0.3, recovered=False)
     assert shown(image, 0.3) == (codes.FAIL_SAFE, codes.WAITING)
     assert image.roi("side", "edge", 0.3).verdict == 0x5AA5
 
 
-def test_a_repeat_of_a_last_value_is_never_shown_nor_counted(image):
-    """It is the newest, so that what is shown is no longer."""
+def test_a_camera_whose_state_was_lost_is_barred_until_it_is_known_again(image):
+    """By its next word, or by what else is learnt of it; what it says itself is newer."""
+    image.status(status(0.0, "fault"), 0.0, recovered=False)
+    for state, known, reason in (("ready", "ready", codes.WAITING), ("fault", "fault", codes.CAMERA)):
+        image.lost("status/top/", 1)
+        assert (image.camera("top", 0.1).state, shown(image, 0.1)) == (None, (codes.FAIL_SAFE, codes.CAMERA))
+        image.result(verdict(0.1, seq=1), 0.1, recovered=False)
+        image.learnt("b0", "top", "ready", None)
+        assert shown(image, 0.1) == (codes.FAIL_SAFE, codes.CAMERA), "of another boot"
+        image.learnt("b1", "top", state, None)
+        image.learnt("b1", "top", "busy", None)
+        assert (image.camera("top", 0.1).state, shown(image, 0.1)) == (known, (codes.FAIL_SAFE, reason))
+    image.lost("status/top/", 1)
+    image.status(status(0.2, "ready"), 0.2, recovered=False)
+    assert shown(image, 0.2) == (codes.FAIL_SAFE, codes.WAITING)
+    assert image.camera("side", 0.2).state is None
+
+
+def test_a_camera_state_that_waited_counts_unless_it_is_of_another_boot(image):
+    """It holds until the next, however late it is read."""
+    image.status(status(0.0, "fault"), 0.0, recovered=False)
+    image.status(status(0.1, "ready", boot="b0"), 0.1, recovered=True)
+    assert image.camera("top", 0.1).state == "fault"
+    image.status(status(0.1, "ready"), 0.1, recovered=True)
+    assert image.camera("top", 0.1).state == "ready"
+
+
+def counted(image, now, roi="part"):
+    view = image.roi("top", roi, now)
+    return view.verdict, view.reason, view.count, view.seq
+
+
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_a_last_value_from_before_the_bridge_came_is_neither_shown_nor_counted(when):
+    """The heartbeat before it or behind it; the next result is the first."""
+    image = LineImage(LAYOUT, HOLD_MS)
+    image.fail_safe(None)
+    beat = heartbeat(0.0, topics={"verdict/top/part/": 7})
+    if when == "first":
+        image.heartbeat(beat, 0.0)
+    image.result(verdict(0.0, seq=7, replayed=True), 0.0, recovered=False)
+    image.heartbeat(beat, 0.0)
+    assert counted(image, 0.1) == (codes.FAIL_SAFE, codes.WAITING, 0, 7)
+    image.result(verdict(0.1, seq=8), 0.1, recovered=False)
+    assert counted(image, 0.1) == (codes.VERDICT_CODES["pass"], codes.NONE, 1, 8)
+
+
+def test_a_repeat_of_what_was_missed_is_counted_and_never_shown(image):
+    """The connection was gone for a moment: its part is not the next one's. Of a topic that is new as well."""
     image.result(verdict(0.0, seq=1), 0.0, recovered=False)
-    image.result(verdict(0.1, seq=7, replayed=True), 0.1, recovered=False)
-    view = image.roi("top", "part", 0.1)
-    assert (view.verdict, view.count, view.seq) == (codes.FAIL_SAFE, 1, 7)
+    image.result(verdict(0.1, seq=2, kind="fail", replayed=True), 0.1, recovered=False)
+    assert counted(image, 0.1) == (codes.FAIL_SAFE, codes.LOST, 2, 2)
+    image.result(verdict(0.1, seq=1, roi="lid", replayed=True), 0.1, recovered=False)
+    assert counted(image, 0.1, "lid") == (codes.FAIL_SAFE, codes.LOST, 1, 1)
+    image.result(verdict(0.2, seq=3), 0.2, recovered=False)
+    assert counted(image, 0.2) == (codes.VERDICT_CODES["pass"], codes.NONE, 3, 3)
+
+
+def test_of_a_daemon_that_came_later_every_result_is_counted(image):
+    """Its first ones were missed: told as lost, and the last of them as a repeat."""
+    image.result(verdict(0.0, seq=50), 0.0, recovered=False)
+    image.lost("verdict/top/part/", 2)
+    image.result(verdict(0.1, seq=3, boot="b2", replayed=True), 0.1, recovered=False)
+    image.heartbeat(heartbeat(0.2, boot="b2", topics={"verdict/top/part/": 3}), 0.2)
+    assert (image.roi("top", "part", 0.2).count, image.roi("top", "part", 0.2).seq) == (4, 3)
 
 
 def test_what_was_recovered_is_counted_and_never_shown(image):
@@ -168,12 +227,15 @@ def test_a_lost_result_is_counted_and_makes_the_one_before_it_void(image):
 
 
 def test_a_restart_of_the_daemon_voids_everything(image):
-    """A new boot begins with nothing, and its numbers at 1."""
+    """A new boot begins with nothing, its numbers at 1; and not before a second, that no PLC overlooks it."""
     image.result(verdict(0.0, seq=50), 0.0, recovered=False)
-    image.heartbeat(heartbeat(0.1, boot="b2"), 0.1)
-    assert shown(image, 0.1) == (codes.FAIL_SAFE, codes.WAITING)
-    image.result(verdict(0.2, seq=1, boot="b2"), 0.2, recovered=False)
-    assert shown(image, 0.2)[0] == 0x5AA5
+    for number, now in enumerate((0.1, 0.6, 1.05), 1):
+        image.heartbeat(heartbeat(now, boot="b2"), now)
+        image.result(verdict(now, seq=number, boot="b2"), now, recovered=False)
+        assert shown(image, now) == (codes.FAIL_SAFE, codes.STARTING)
+    assert shown(image, 1.15) == (codes.FAIL_SAFE, codes.WAITING)
+    image.result(verdict(1.2, seq=4, boot="b2"), 1.2, recovered=False)
+    assert shown(image, 1.2)[0] == 0x5AA5
 
 
 def test_an_older_number_changes_nothing(image):
@@ -252,10 +314,12 @@ def histories(draw):
 @settings(max_examples=150, deadline=None)
 @given(history=histories())
 def test_a_pass_is_shown_only_while_everything_speaks_for_it(history):
-    """Any history: whoever reads a pass could have known every fact that it needs."""
+    """Any history: whoever reads a pass could have known every fact that it needs; and no result is uncounted."""
     image = LineImage(LAYOUT, HOLD_MS)
     now, boot, seq = 0.0, 1, 0
     beat_at, state, alarm, camera = -9.0, "none", "connecting", None
+    restarted_at = -9.0
+    published, counted_before = 0, None  # since the bridge listens; what it had counted by then
     newest = None  # (published, kind) of the newest live result, None once anything spoke against it
     for (what, value), pause in history:
         now += pause
@@ -282,7 +346,7 @@ def test_a_pass_is_shown_only_while_everything_speaks_for_it(history):
                 image.heartbeat(heartbeat(now, value, boot=f"b{boot}"), now)
                 beat_at, state = now, value
             case "camera":
-                image.status(status(now, value).model_copy(update={"boot_id": f"b{boot}"}))
+                image.status(status(now, value, boot=f"b{boot}"), now, recovered=False)
                 camera = value
             case "client":
                 image.fail_safe(value)
@@ -292,12 +356,19 @@ def test_a_pass_is_shown_only_while_everything_speaks_for_it(history):
                 image.lost("verdict/top/part/", value)
                 newest = None
             case "restart":
-                boot, seq, newest, camera = boot + 1, 0, None, None
+                boot, seq, newest, camera, restarted_at = boot + 1, 0, None, None, now
                 image.heartbeat(heartbeat(now, "starting", boot=f"b{boot}"), now)
                 beat_at, state = now, "starting"
         if state != "ready" or alarm is not None or camera in ("fault", "starting") or now - beat_at >= 1:
             newest = None
+        if now - restarted_at < 1:
+            newest = None
         view = image.roi("top", "part", now)
+        if what in ("verdict", "late", "repeat", "recovered", "lost"):
+            published += value if what == "lost" else 1
+        if counted_before is None and what in ("beat", "restart"):
+            counted_before = view.count - published
+        assert counted_before is None or view.count == counted_before + published
         if newest is None or now - newest[0] >= HOLD_MS / 1000 + 1e-6:
             assert view.verdict == codes.FAIL_SAFE
             assert (view.result, view.label, view.age_ms) == (None, 0, None)

@@ -1,5 +1,6 @@
 """The Modbus bridge as a PLC meets it: a real Modbus client, and a stand-in for the daemon on real sockets."""
 
+import asyncio
 import itertools
 import json
 import signal
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from bridge_loop import CAMERAS, LAYOUT, Bridge, until
 from fake_line import FakeLine, unused_endpoint
 from pymodbus.client import ModbusTcpClient
+from structlog.testing import capture_logs
 
 from inspectd.bridge import codes, modbus_map
 from inspectd.bridge.modbus import MAX_CONNECTIONS, ModbusServer
@@ -201,6 +204,61 @@ def test_what_is_repeated_or_recovered_drives_nothing(fake):
         assert (found["reason"], found["results"]) == (107, 2)
         fake.verdict("pass")
         assert until(lambda: (roi := plc.roi(PART))["verdict"] == PASS and roi)["results"] == 3
+
+
+def test_a_result_that_came_as_a_repeat_only_is_counted(fake, plc):
+    """The connection was gone for a moment; the part behind it does not take its place."""
+    fake.verdict("pass")
+    until(lambda: plc.roi(PART)["verdict"] == PASS)
+    with fake.losing():
+        fake.verdict("fail")
+    fake.repeat("verdict/top/part/")
+    found = until(lambda: (roi := plc.roi(PART))["results"] == 2 and roi)
+    assert (found["verdict"], found["reason"]) == (0, 107)
+    fake.verdict("pass")
+    assert until(lambda: (roi := plc.roi(PART))["verdict"] == PASS and roi)["results"] == 3
+
+
+def test_a_camera_whose_word_was_lost_is_asked_for(fake, plc):
+    """It is ready again, and says so once; what does not come is fetched."""
+    fake.status("top", "fault", "stall")
+    until(lambda: plc.camera(TOP)["state"] == 4)
+    with fake.losing():
+        fake.status("top", "ready")
+    until(lambda: plc.camera(TOP)["state"] == 2)
+    fake.verdict("pass")
+    until(lambda: plc.roi(PART)["verdict"] == PASS)
+
+
+def test_what_was_asked_before_a_cameras_word_was_lost_is_no_answer(fake, bridge, plc):
+    """The account under way may be the older one."""
+    fake.status("top", "fault", "stall")
+    until(lambda: plc.camera(TOP)["state"] == 4)
+    old, asked, lost = fake._plain("status", None), [], asyncio.Event()
+    fake.status("top", "ready")
+    until(lambda: plc.camera(TOP)["state"] == 2)
+
+    async def status():
+        asked.append(1)
+        if len(asked) > 1:
+            return await real()
+        with fake.losing():
+            fake.status("top", "busy")
+        fake.beat()
+        lost.clear()
+        await lost.wait()
+        return old
+
+    def note(event):
+        note_lost(event)
+        lost.set()
+
+    real, bridge.line.client.status = bridge.line.client.status, status
+    note_lost, bridge.line._lost = bridge.line._lost, note
+    with fake.losing():
+        fake.status("top", "busy")
+    until(lambda: plc.camera(TOP)["state"] == 3)
+    assert len(asked) == 2
 
 
 def test_a_camera_at_fault_bars_its_own_regions_only(fake, plc):
@@ -473,6 +531,30 @@ def test_connections_are_bounded(still):
     assert still.line()["map_version"] == codes.MAP_VERSION
     for each in held:
         each.close()
+
+
+def test_what_a_plc_does_wrong_for_ever_is_one_line_of_the_log(bridge, caplog):
+    """One of each kind in ten seconds, with the request; and none of pymodbus."""
+    host, _, port = bridge.address.rpartition(":")
+    too_long = struct.pack(">HHHBBHH", 1, 0, 6, 1, 3, 1000, 126)
+    with capture_logs() as lines, ExitStack() as held:
+
+        def connected():
+            return held.enter_context(socket.create_connection((host, int(port)), timeout=5))
+
+        for _ in range(5):
+            garbage = connected()
+            garbage.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert garbage.recv(1) == b""
+        for plc in [connected() for _ in range(MAX_CONNECTIONS)]:
+            plc.sendall(too_long)
+            assert plc.recv(20)[7:] == bytes([0x83, ILLEGAL_VALUE])
+        for _ in range(5):
+            assert connected().recv(1) == b""
+    told = [line for line in lines if not line["event"].startswith("line_")]
+    assert sorted(line["event"] for line in told) == ["bad_request", "no_modbus", "too_many_connections"]
+    assert "03 03 e8 00 7e" in [line.get("request") for line in told]
+    assert not caplog.records
 
 
 def test_a_bridge_without_a_daemon_serves_fail_safe_and_connects_later():

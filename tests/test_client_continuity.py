@@ -549,12 +549,45 @@ class TestPace:
         pace.look(61.0)
         assert (pace.stalled, pace.arrived(61.0)) == (True, 1.0)
         for burst in range(50):
-            pace.heartbeat(61.0 + burst * 0.01)
+            pace.heartbeat(0.5 * burst, 61.0 + burst * 0.01)
             pace.read_all(61.0 + burst * 0.01)  # read to the end in between does not make it fresh
             assert pace.stalled
-        pace.heartbeat(61.49 + PACE_S + 0.01)
+        pace.read_all(61.49 + PACE_S + 0.01)
+        pace.heartbeat(61.49 + PACE_S, 61.49 + PACE_S + 0.02)
         assert not pace.stalled
         assert pace.arrived(62.0) == 62.0
+
+    def test_heartbeats_that_had_waited_are_no_sign_of_life_however_slowly_they_are_read(self) -> None:
+        """A starved process, or one that stands still between them: the stream is not read to its end."""
+        pace = Pace(0.0)
+        pace.look(60.0)
+        for beat in range(20):
+            pace.heartbeat(30.0 + 0.5 * beat, 60.0 + 2 * PACE_S * beat)
+            assert pace.stalled
+
+    def test_what_tcp_held_back_for_a_process_that_stood_still_is_no_sign_of_life(self) -> None:
+        """It fills the buffers; the rest comes seconds after they were read, and looks as if it had its pace."""
+        pace = Pace(0.0)
+        pace.heartbeat(1000.0, 0.0)
+        pace.look(8.0)
+        for beat in (1, 2, 9, 10):
+            pace.heartbeat(1000.0 + 0.5 * beat, 8.0 + 0.7 * beat)
+            pace.read_all(8.0 + 0.7 * beat + 0.6)
+            assert pace.stalled
+        pace.heartbeat(1016.0, 16.1)
+        assert not pace.stalled
+
+    def test_a_daemon_whose_clock_was_set_back_meanwhile_is_believed_within_ten_seconds(self) -> None:
+        pace = Pace(0.0)
+        pace.heartbeat(1000.0, 0.0)
+        pace.look(8.0)
+        beats = [8.0 + 0.5 * beat for beat in range(40)]
+        for now in beats:
+            pace.heartbeat(500.0 + now, now)
+            pace.read_all(now + 0.45)
+            if not pace.stalled:
+                break
+        assert 8.0 + STALL_S < now <= 18.5
 
     def test_who_cannot_keep_up_with_the_stream_takes_nothing_for_fresh(self) -> None:
         """Turns come in time, but the stream is never read to its end."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,10 @@ from inspectd.client import (
     Restarted,
     Unreadable,
 )
+from inspectd.client.connection import requester
+from inspectd.client.exchange import Exchange
 from inspectd.errors import InspectdError, UsageError
+from inspectd.verdict.control_schema import StatusRequest
 from inspectd.verdict.keys import load_certificate, write_pair
 
 TOPIC = "verdict/top/part/"
@@ -97,6 +102,16 @@ def told(events: list[Any]) -> list[tuple[int, bool]]:
 
 def descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def limits_ms(port: int) -> list[int]:
+    """TCP_USER_TIMEOUT of this process's connections to a port."""
+    found = []
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(OSError), socket.socket(fileno=os.dup(int(number.name))) as each:
+            if each.family == socket.AF_INET and each.getpeername()[1] == port:
+                found.append(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+    return found
 
 
 class Alarm:
@@ -410,6 +425,50 @@ class TestRequests:
         line.restart("b00t-back")
         assert client.status()["boot_id"] == "b00t-back"
         assert [request.op for request in line.requests] == ["status"]
+
+    def test_a_request_that_waited_for_the_client_itself_is_not_sent_late(self, line: FakeLine) -> None:
+        """A handler keeps its thread busy."""
+        entered, leave = threading.Event(), threading.Event()
+
+        def fail_safe(reason: str | None) -> None:
+            if reason == "fault: lamp":
+                entered.set()
+                leave.wait(20)
+
+        with Client(line.verdicts, line.control, fail_safe=fail_safe) as client:
+            be_heard(line, client)
+            line.set_state("fault", "lamp")
+            assert entered.wait(20)
+            with pytest.raises(ControlTimeout):
+                client.trigger("top", deadline_ms=100, timeout_s=0.05)
+            leave.set()
+            client.status()
+        assert [request.op for request in line.requests] == ["status"]
+
+    def test_a_timeout_counts_from_the_question(self) -> None:
+        """The wait for somebody to send it to is part of it."""
+        gone: list[Any] = []
+        with zmq.Context() as context, requester(context, endpoint := unused_endpoint(), None) as asking:
+            exchange = Exchange(asking, endpoint)
+            for timeout_s in (0.5, 1.0):
+                exchange.ask(StatusRequest(op="status"), timeout_s, 100.0, gone.append)
+            exchange.turn(100.4)
+            with context.socket(zmq.ROUTER) as line:
+                line.bind(endpoint)
+                assert asking.poll(20_000, zmq.POLLOUT)
+                exchange.turn(100.6)
+                assert len(gone) == 1
+                assert line.poll(20_000)
+                line.recv_multipart()
+                exchange.turn(101.0)
+                assert [str(each).split()[0] for each in gone] == ["nobody", "no"]
+                assert line.poll(100) == 0
+
+    def test_what_the_network_does_not_take_is_given_up_by_the_kernel(self, line: FakeLine, client: Client) -> None:
+        """A trigger for a daemon whose cable is pulled does not arrive seconds later, when it is plugged in again."""
+        client.status()
+        port = int(line.control.rpartition(":")[2])
+        assert limits_ms(port) == [1000]
 
     def test_every_request_and_a_reply_that_cannot_be_read(self, line: FakeLine, client: Client) -> None:
         line.verdict()

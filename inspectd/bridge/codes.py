@@ -42,7 +42,7 @@ VERDICTS: Final = (
 )
 
 STATES: Final = (
-    Code(0, "unknown", "nothing heard yet, or nothing for a second"),
+    Code(0, "unknown", "nothing heard yet, nothing for a second, or a camera's state was lost on its way"),
     Code(1, "starting", "not yet able to judge"),
     Code(2, "ready", "able to judge"),
     Code(3, "busy", "judging is suspended for a moment"),
@@ -71,7 +71,7 @@ SILENT: Final = Code(102, "silent", "no heartbeat of inspectd: not running, or t
 STARTING: Final = Code(103, "starting", "inspectd is starting")
 BUSY: Final = Code(104, "busy", "inspectd says that it is busy")
 FAULT: Final = Code(105, "fault", "inspectd is at fault; its log and `inspectd status` say why")
-CAMERA: Final = Code(106, "camera", "this camera is starting or at fault")
+CAMERA: Final = Code(106, "camera", "this camera is starting or at fault, or its state was lost on its way")
 LOST: Final = Code(107, "lost", "a result was lost on its way; the next one counts again")
 
 REASONS: Final = (

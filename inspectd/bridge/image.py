@@ -7,6 +7,10 @@ A result is shown only while everything speaks for it: it came live (neither rep
 newest of its region, it is younger than `hold_ms`, the heartbeat is younger than a second and says `ready`, the
 client says that all is well, and the camera is not at fault. When one of these ends, the result is forgotten: it
 never comes back, only the next one counts.
+
+A PLC attributes results to parts by `count`. So everything that was published while this bridge listens is counted,
+once: live, recovered, lost, or missed and then known by its repeat. What a daemon that ended published last may be
+missing in it; a restart is told by `ready` falling.
 """
 
 from __future__ import annotations
@@ -17,44 +21,23 @@ from dataclasses import dataclass, field
 from inspectd.bridge import codes
 from inspectd.bridge.codes import Code
 from inspectd.bridge.layout import Layout, RoiLayout
-from inspectd.bridge.transit import Transit, unix_s
-from inspectd.verdict.schema import CameraStatus, Heartbeat, Part, State, Verdict, part_topic, verdict_topic
+from inspectd.bridge.views import CameraView, LineView, Result, RoiView
+from inspectd.client.transit import Transit, unix_s
+from inspectd.verdict.schema import (
+    CameraStatus,
+    Heartbeat,
+    State,
+    Verdict,
+    part_topic,
+    status_topic,
+    verdict_topic,
+)
 
 SILENCE_S = 1.0
 """Without a heartbeat for so long outputs are fail-safe, whatever the client says."""
 
-Result = Verdict | Part
-
-
-@dataclass(frozen=True, slots=True)
-class RoiView:
-    """A region at one instant. `result` is None exactly when `verdict` is the fail-safe code."""
-
-    verdict: int
-    reason: Code
-    result: Result | None
-    label: int  # index in the layout; 0 none
-    age_ms: float | None
-    count: int  # results heard of since the bridge started
-    seq: int  # of the newest of them
-
-
-@dataclass(frozen=True, slots=True)
-class CameraView:
-    state: State | None
-    reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class LineView:
-    safe: bool
-    reason: Code  # why not
-    state: State | None
-    text: str | None  # the daemon's or the client's words for it
-    heartbeats: int
-    boot_id: str | None
-    recipe: str | None
-    config: str
+RESTART_S = 1.0
+"""So long after a restart of inspectd was noticed outputs are fail-safe, that every PLC sees it."""
 
 
 @dataclass(slots=True)
@@ -65,6 +48,7 @@ class _Region:
     why: Code = codes.WAITING  # there is no result
     count: int = 0
     seq: int = 0
+    before: float = math.inf  # newest seq of the running boot from before this bridge listened, once that is known
 
     def forget(self, why: Code) -> None:
         self.result, self.why = None, why
@@ -75,10 +59,17 @@ class _Camera:
     regions: dict[str, _Region]
     state: State | None = None
     reason: str | None = None
+    lost: bool = False  # what it told last; `state` is None then
 
     @property
     def barred(self) -> bool:
-        return self.state in ("starting", "fault")
+        return self.lost or self.state in ("starting", "fault")
+
+    def set(self, state: State | None, reason: str | None, *, lost: bool = False) -> None:
+        self.state, self.reason, self.lost = state, reason, lost
+        if self.barred:
+            for region in self.regions.values():
+                region.forget(codes.WAITING)
 
 
 @dataclass(slots=True)
@@ -91,6 +82,8 @@ class LineImage:
     _regions: dict[str, _Region] = field(init=False)  # by the topic that drives them
     _transit: Transit = field(init=False, default_factory=Transit)
     _boot_id: str | None = field(init=False, default=None)
+    _listening: bool = field(init=False, default=False)  # a heartbeat was heard: whatever comes now is new
+    _unsafe_until: float = field(init=False, default=-math.inf)  # after a restart of the daemon
     _heartbeat: Heartbeat | None = field(init=False, default=None)
     _heard_at: float = field(init=False, default=-math.inf)
     _heartbeats: int = field(init=False, default=0)
@@ -114,7 +107,11 @@ class LineImage:
     # -- what is heard ----------------------------------------------------------------------------------
 
     def heartbeat(self, message: Heartbeat, now: float) -> None:
-        self._boot(message.boot_id)
+        self._boot(message.boot_id, now)
+        if not self._listening:
+            self._listening = True
+            for topic, region in self._regions.items():
+                region.before = message.topics.get(topic, 0)
         self._transit.heard(unix_s(message.published_at), now)
         age = self._transit.age_s(unix_s(message.published_at), now)
         if age >= SILENCE_S:
@@ -124,16 +121,19 @@ class LineImage:
         if message.state != "ready":
             self._forget_all()
 
-    def status(self, message: CameraStatus) -> None:
-        """A camera's state; a repeated one as well, because it holds until the next."""
-        self._boot(message.boot_id)
-        camera = self._cameras.get(message.camera)
-        if camera is None:
+    def status(self, message: CameraStatus, now: float, *, recovered: bool) -> None:
+        """A camera's state; a repeated or `recovered` one as well, because it holds until the next."""
+        if recovered and message.boot_id != self._boot_id:
             return
-        camera.state, camera.reason = message.state, message.reason
-        if camera.barred:
-            for region in camera.regions.values():
-                region.forget(codes.WAITING)
+        self._boot(message.boot_id, now)
+        if (camera := self._cameras.get(message.camera)) is not None:
+            camera.set(message.state, message.reason)
+
+    def learnt(self, boot_id: str, name: str, state: State, reason: str | None) -> None:
+        """A camera's state by another way than its topic: counts while nothing is known from there."""
+        camera = self._cameras.get(name)
+        if camera is not None and camera.state is None and boot_id == self._boot_id:
+            camera.set(state, reason)
 
     def result(self, message: Result, now: float, *, recovered: bool) -> bool:
         """A verdict; True when it is of this line, and of what drives its region.
@@ -144,16 +144,18 @@ class LineImage:
         region = self._regions.get(topic)
         if recovered and message.boot_id != self._boot_id:
             if region is not None:
-                region.count += 1  # of an earlier boot, which is over
+                region.count += 1  # of a boot that is over, or that nothing live was heard of yet
             return region is not None
-        self._boot(message.boot_id)
+        self._boot(message.boot_id, now)
         if region is None or message.seq <= region.seq:
             return False
         region.seq = message.seq
-        region.forget(codes.WAITING if message.replayed and not recovered else codes.LOST)
-        if recovered or not message.replayed:
-            region.count += 1
+        if message.replayed and message.seq <= region.before:
+            region.forget(codes.WAITING)
+            return True
+        region.count += 1
         if recovered or message.replayed:
+            region.forget(codes.LOST)
             return True
         published = unix_s(message.published_at)
         self._transit.heard(published, now)
@@ -168,6 +170,9 @@ class LineImage:
         if (region := self._regions.get(topic)) is not None:
             region.count += count
             region.forget(codes.LOST)
+        for name, camera in self._cameras.items():
+            if topic == status_topic(name):
+                camera.set(None, None, lost=True)
 
     def fail_safe(self, reason: str | None) -> None:
         """What the client says: nothing is to be relied on, for `reason`; or with None, all is well again."""
@@ -230,6 +235,8 @@ class LineImage:
     def _unsafe(self, now: float) -> Code:
         if self._heartbeat is None or now - self._heard_at >= SILENCE_S:
             return codes.SILENT
+        if now < self._unsafe_until:
+            return codes.STARTING
         match self._heartbeat.state:
             case "starting":
                 return codes.STARTING
@@ -240,17 +247,19 @@ class LineImage:
             case "ready":
                 return codes.NONE if self._alarm is None else codes.SILENT
 
-    def _boot(self, boot_id: str) -> None:
+    def _boot(self, boot_id: str, now: float) -> None:
         """A new boot: what the old one said about anything is over."""
         if boot_id == self._boot_id:
             return
+        if self._boot_id is not None:
+            self._listening, self._unsafe_until = True, now + RESTART_S
+            for region in self._regions.values():
+                region.seq = region.before = 0
         self._boot_id = boot_id
         self._heartbeat, self._heard_at = None, -math.inf
         self._transit = Transit()
         for camera in self._cameras.values():
-            camera.state = camera.reason = None
-            for region in camera.regions.values():
-                region.seq = 0
+            camera.set(None, None)
         self._forget_all()
 
     def _forget_all(self) -> None:

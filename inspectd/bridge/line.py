@@ -6,19 +6,22 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 
 from inspectd.bridge import codes
 from inspectd.bridge.handshake import REPLY_TIMEOUT_S, Handshake, Order
-from inspectd.bridge.image import LineImage, Result
+from inspectd.bridge.image import LineImage
 from inspectd.bridge.layout import Layout
+from inspectd.bridge.views import Result
 from inspectd.client import AsyncClient, ControlRefused, ControlTimeout, Keys, Lost, Received
 from inspectd.errors import UsageError
-from inspectd.verdict.schema import HEARTBEAT_TOPIC, CameraStatus, Heartbeat, Part, Verdict
+from inspectd.verdict.schema import HEARTBEAT_TOPIC, CameraStatus, Heartbeat, Part, State, Verdict
 
 log = structlog.get_logger(__name__)
+
+_STATUS = "status/"
 
 Watcher = Callable[[Result | None], Awaitable[None]]
 """Told after everything that was heard: a live result of a region, or None for all else."""
@@ -43,9 +46,8 @@ class Line:
         self._verdicts, self._control, self._keys = verdicts, control, keys
         self._client: AsyncClient | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._compared: tuple[str, str, str | None] | None = (
-            None  # boot, config, recipe that the layout was held against
-        )
+        # Boot, config and recipe of which the daemon's own account was asked for last.
+        self._compared: tuple[str, str, str | None] | None = None
         self._comparing = self._unanswered = False
 
     @property
@@ -69,7 +71,7 @@ class Line:
         self._client = AsyncClient(
             self._verdicts,
             self._control,
-            topics=sorted({HEARTBEAT_TOPIC, "status/", *self.image.topics}),
+            topics=sorted({HEARTBEAT_TOPIC, _STATUS, *self.image.topics}),
             keys=self._keys,
             # Perhaps from the client's own thread.
             fail_safe=lambda reason: _ignore_closed(loop, self.fail_safe, reason),
@@ -83,9 +85,8 @@ class Line:
             match event:
                 case Received():
                     heard = self.received(event)
-                case Lost(topic=topic):
-                    log.warning("results_lost", topic=topic, first=event.first, last=event.last)
-                    self.image.lost(topic, event.count)
+                case Lost():
+                    self._lost(event)
                     heard = None
                 case _:
                     heard = None
@@ -115,8 +116,7 @@ class Line:
                     self.image.heartbeat(beat, time.monotonic())
                     self._compare(beat)
             case CameraStatus() as status:
-                if not event.recovered:
-                    self.image.status(status)
+                self.image.status(status, time.monotonic(), recovered=event.recovered)
             case Verdict() | Part() as result:
                 live = event.live
                 # One that was read too late counts as recovered: it happened, and nobody may act on it.
@@ -126,6 +126,12 @@ class Line:
                     self._answered(result)
                     return result
         return None
+
+    def _lost(self, event: Lost) -> None:
+        log.warning("results_lost", topic=event.topic, first=event.first, last=event.last)
+        self.image.lost(event.topic, event.count)
+        if event.topic.startswith(_STATUS):
+            self._compared = None  # what is under way may be older than what was lost
 
     def order(self, order: Order) -> None:
         """Send a PLC's trigger; its handshake is told what became of it."""
@@ -153,30 +159,31 @@ class Line:
         else:
             handshake.accepted(order, accepted.trigger_id, time.monotonic())
 
-    # -- does the layout fit what the daemon judges? ----------------------------------------------------
+    # -- the daemon's own account: what it judges, and states of cameras that were missed ----------------
 
     def _compare(self, beat: Heartbeat) -> None:
         current = (beat.boot_id, beat.config, beat.recipe)
         # One that starts does not know yet what it will judge.
         if beat.state != "starting" and current != self._compared and not self._comparing:
-            self._comparing = True
-            self._spawn(self._compare_with_status(current))
+            self._comparing, self._compared = True, current
+            self._spawn(self._compare_with_status())
 
-    async def _compare_with_status(self, current: tuple[str, str, str | None]) -> None:
+    async def _compare_with_status(self) -> None:
         try:
             status = await self.client.status()
         except (ControlRefused, ControlTimeout) as err:
             if not self._unanswered:  # asked again at the next heartbeat, and the next
                 log.warning("status_unanswered", why=str(err))
-            self._unanswered = True
+            self._unanswered, self._compared = True, None
         else:
-            self._compared, self._unanswered = current, False
+            self._unanswered = False
             self.expect(status)
         finally:
             self._comparing = False
 
     def expect(self, status: dict[str, Any]) -> None:
-        """From the daemon's own account: which regions will answer a trigger, and what the layout does not fit."""
+        """From the daemon's own account: which regions will answer a trigger, what the layout does not fit, and the
+        states of cameras whose own word was missed."""
         try:
             judged = {camera["name"]: {roi["name"] for roi in camera["rois"]} for camera in status["cameras"]}
         except (LookupError, TypeError):
@@ -190,6 +197,11 @@ class Line:
             if unknown := sorted(here - rois):
                 log.warning("region_not_in_layout", camera=camera.name, regions=unknown)
             self.handshakes[camera.name].rois = frozenset(rois & here or rois)
+        if self._compared is None:
+            return  # something was missed since it was asked for: it is asked for again
+        for told in status["cameras"]:
+            if told.get("state") in get_args(State):
+                self.image.learnt(status.get("boot_id", ""), told["name"], told["state"], told.get("reason"))
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -7,6 +7,7 @@ the second waits for the third, and from then on a PLC reads the past. Here ever
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 import time
@@ -19,10 +20,11 @@ from pymodbus.constants import ExcCodes
 from pymodbus.exceptions import ModbusException
 from pymodbus.pdu import DecodePDU, ExceptionResponse, ModbusPDU
 
-from inspectd.bridge.image import Result
 from inspectd.bridge.line import Line
 from inspectd.bridge.modbus_memory import IllegalAddressError, IllegalValueError, Memory
 from inspectd.bridge.process import refuse_taken
+from inspectd.bridge.views import Result
+from inspectd.verdict.seldom import Seldom
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +49,8 @@ class ModbusServer:
         self._host, self._port = host, port
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.StreamWriter] = set()
+        # What a PLC does wrong it does for ever.
+        self._refused, self._strange, self._bad = Seldom(), Seldom(), Seldom()
 
     async def start(self) -> str:
         """Open the port; returns the address.
@@ -55,6 +59,7 @@ class ModbusServer:
             UsageError: the address cannot be bound.
         """
         refuse_taken(self._host, self._port)
+        logging.getLogger("pymodbus").setLevel(logging.CRITICAL)  # it has a line for each bad request
         self._server = await asyncio.start_server(self._connected, self._host, self._port)
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -72,7 +77,8 @@ class ModbusServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer = writer.get_extra_info("peername")
         if len(self._connections) >= MAX_CONNECTIONS:
-            log.warning("too_many_connections", peer=peer, limit=MAX_CONNECTIONS)
+            if (more := self._refused.due()) is not None:
+                log.warning("too_many_connections", peer=peer, limit=MAX_CONNECTIONS, not_logged_since=more)
             writer.close()
             return
         _keep_alive(writer.get_extra_info("socket"))
@@ -80,7 +86,8 @@ class ModbusServer:
         try:
             await self._serve(reader, writer)
         except ValueError as err:
-            log.warning("no_modbus", peer=peer, why=str(err))
+            if (more := self._strange.due()) is not None:
+                log.warning("no_modbus", peer=peer, why=str(err), not_logged_since=more)
         except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
             pass  # it has left
         finally:
@@ -110,6 +117,8 @@ class ModbusServer:
             try:
                 answer = await self._carried_out(request)
             except (ModbusException, ValueError, IndexError, struct.error):
+                if (more := self._bad.due()) is not None:
+                    log.warning("bad_request", request=request[:16].hex(" "), not_logged_since=more)
                 answer = ExceptionResponse(function, ExcCodes.ILLEGAL_VALUE)
         return bytes([answer.function_code]) + answer.encode()
 

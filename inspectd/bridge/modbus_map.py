@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from inspectd.bridge import codes
 from inspectd.bridge.handshake import Handshake, Signals
-from inspectd.bridge.image import CameraView, LineView, RoiView
 from inspectd.bridge.layout import CameraLayout, Layout
+from inspectd.bridge.views import CameraView, LineView, RoiView
 from inspectd.verdict.schema import Verdict
 
 LINE_SIZE = 20

@@ -18,11 +18,11 @@ from asyncua.server import Server as UaServer
 from inspectd import __version__
 from inspectd.bridge import codes
 from inspectd.bridge import opcua_tree as tree
-from inspectd.bridge.image import LineView, Result, RoiView
 from inspectd.bridge.line import Line
 from inspectd.bridge.opcua_methods import Answer, arguments_of, bad_status, select_recipe_of, trigger_of, type_id
 from inspectd.bridge.opcua_security import ReadersOnly, Security
 from inspectd.bridge.process import refuse_taken
+from inspectd.bridge.views import LineView, Result, RoiView
 from inspectd.errors import UsageError
 
 log = structlog.get_logger(__name__)

@@ -16,8 +16,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from inspectd.bridge import codes
 from inspectd.bridge.codes import Code
-from inspectd.bridge.image import CameraView, LineView, Result, RoiView
 from inspectd.bridge.layout import Layout
+from inspectd.bridge.views import CameraView, LineView, Result, RoiView
 from inspectd.verdict.schema import Verdict
 
 NAMESPACE = "urn:inspectd:bridge:1"

@@ -12,8 +12,8 @@ from typing import Protocol
 
 import structlog
 
-from inspectd.bridge.image import Result
 from inspectd.bridge.line import Line
+from inspectd.bridge.views import Result
 from inspectd.errors import InspectdError, UsageError
 from inspectd.observe.systemd import Notifier
 
@@ -111,7 +111,7 @@ def refuse_taken(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):  # the latter: a part of the name is empty, or longer than 63 characters
         raise UsageError(f"--bind {host}:{port}: host {host} has no address") from None
     except OSError as err:
         hint = " (ports below 1024 need root, or a redirect)" if isinstance(err, PermissionError) else ""

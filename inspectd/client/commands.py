@@ -27,7 +27,7 @@ T = TypeVar("T")
 Reply = Mapping[str, Any]
 
 ASK_S = 2.5
-"""How long an answer is waited for that the daemon has at hand."""
+"""How long an answer is waited for that the daemon has at hand, from the call on."""
 CHANGE_S = 120.0
 """The same where it first loads models or judges pictures."""
 
@@ -134,7 +134,9 @@ class Commands(ABC):
         """Have the next part inspected. Returns once it is accepted; the verdicts come as events, one per ROI,
         by the deadline (milliseconds from the acceptance), with this `trigger_id`.
 
-        After ControlTimeout it may have been accepted all the same: ask again with another part_id, or not at all.
+        The picture is one from after the acceptance, and that comes within `timeout_s` of this call: give no more than
+        the part stays. After ControlTimeout another part may be inspected all the same: ask again with another
+        part_id, or not at all.
         """
         return self._ask(trigger(camera, part_id, deadline_ms, timeout_s))
 

@@ -19,6 +19,8 @@ CONTROL = "tcp://127.0.0.1:5557"
 MAX_MESSAGE_BYTES = 1_000_000
 MAX_REPLY_BYTES = 16_000_000
 _PENDING_REQUESTS = 1000
+_UNACKNOWLEDGED_MS = 1000
+"""What the network has not taken for so long is given up with its connection, and does not arrive when it is back."""
 
 Socket = zmq.Socket[bytes]
 
@@ -44,12 +46,18 @@ def subscriber(context: zmq.Context[Socket], endpoint: str, topics: Sequence[str
 
 
 def requester(context: zmq.Context[Socket], endpoint: str, keys: Keys | None) -> Socket:
-    """A connected DEALER socket. It takes no request while nobody answers: a trigger must not be carried out later.
+    """A connected DEALER socket. It takes no request while nobody answers, and keeps none while the network is away:
+    a trigger must not be carried out later.
 
     Raises:
         UsageError: as with `subscriber`.
     """
-    options = {zmq.IMMEDIATE: 1, zmq.MAXMSGSIZE: MAX_REPLY_BYTES, zmq.SNDHWM: _PENDING_REQUESTS}
+    options = {
+        zmq.IMMEDIATE: 1,
+        zmq.TCP_MAXRT: _UNACKNOWLEDGED_MS,
+        zmq.MAXMSGSIZE: MAX_REPLY_BYTES,
+        zmq.SNDHWM: _PENDING_REQUESTS,
+    }
     return _connected(context, zmq.DEALER, endpoint, keys, options)
 
 

@@ -16,7 +16,7 @@ from inspectd.client.connection import Socket
 from inspectd.verdict.control_schema import Request
 
 CONNECT_S = 2.5
-"""How long a request waits for somebody to send it to."""
+"""How long a request waits for somebody to send it to, at most."""
 
 Done = Callable[[Reply | ControlTimeout], None]
 """Called in the owning thread, exactly once: the reply, a refusal too, or that none came."""
@@ -26,9 +26,14 @@ Done = Callable[[Reply | ControlTimeout], None]
 class _Pending:
     body: bytes
     done: Done
-    expires: float  # monotonic seconds; an earlier time while nobody is there to take it
-    timeout_s: float
+    asked_at: float  # monotonic seconds
+    timeout_s: float  # from then on, the wait for somebody to take it included
     sent: bool = False
+
+    @property
+    def expires(self) -> float:
+        """Earlier while nobody is there to take it."""
+        return self.asked_at + (self.timeout_s if self.sent else min(self.timeout_s, CONNECT_S))
 
 
 class Exchange:
@@ -45,10 +50,11 @@ class Exchange:
         self._unsent: deque[str] = deque()
         self.strange = 0  # replies that nobody asked for, or too late, or that are none
 
-    def ask(self, request: Request, timeout_s: float, now: float, done: Done) -> None:
+    def ask(self, request: Request, timeout_s: float, asked_at: float, done: Done) -> None:
+        """Have it sent with the next `turn`; its time counts from `asked_at`, monotonic seconds."""
         identity = next(self._ids)
         body = request.model_copy(update={"id": identity}).model_dump_json().encode()
-        self._pending[identity] = _Pending(body, done, now + min(timeout_s, CONNECT_S), timeout_s)
+        self._pending[identity] = _Pending(body, done, asked_at, timeout_s)
         self._unsent.append(identity)
 
     @property
@@ -62,26 +68,26 @@ class Exchange:
         return min((pending.expires for pending in self._pending.values()), default=None)
 
     def turn(self, now: float) -> None:
-        """Send what can be sent, take what has come, give up what came too late; never waits."""
-        self._send(now)
+        """Take what has come, give up what is too late, send what can be sent; never waits."""
         self._receive()
         for identity in [identity for identity, pending in self._pending.items() if pending.expires <= now]:
             self._give_up(identity)
+        self._send()
 
     def end(self) -> None:
         """Nothing more will come: everybody who waits is told."""
         for identity in list(self._pending):
             self._give_up(identity)
 
-    def _send(self, now: float) -> None:
+    def _send(self) -> None:
         while self._unsent:
             pending = self._pending.get(self._unsent[0])
-            if pending is not None:  # else it was given up before anybody was there
+            if pending is not None:  # else it was given up, and is not to be done later
                 try:
                     self.socket.send(pending.body, zmq.NOBLOCK)
                 except zmq.Again:
                     return
-                pending.sent, pending.expires = True, now + pending.timeout_s
+                pending.sent = True
             self._unsent.popleft()
 
     def _receive(self) -> None:

@@ -35,6 +35,7 @@ from inspectd.client.events import Health, Received, Unreadable
 from inspectd.client.exchange import Exchange
 from inspectd.client.inbox import Inbox
 from inspectd.client.supervision import SILENCE_S, Pace, Supervision
+from inspectd.client.transit import unix_s
 from inspectd.client.wire import parsed, recovered
 from inspectd.errors import UsageError
 from inspectd.verdict.control_schema import ReplayPage
@@ -75,6 +76,7 @@ class Wiring:
 class _Request:
     command: Command[Any]
     answer: Future[Reply]
+    asked_at: float  # not when the thread took it: a trigger must not be sent late
 
 
 class Link:
@@ -150,7 +152,7 @@ class Link:
             if self._under_way >= MAX_REQUESTS:
                 raise ControlRefused("busy", f"{MAX_REQUESTS} requests of this client have no answer yet")
             self._under_way += 1
-            self._requests.append(_Request(command, answer))
+            self._requests.append(_Request(command, answer, time.monotonic()))
             self._wake()
         return answer
 
@@ -196,7 +198,7 @@ class Link:
             self._wake_out.recv(4096)
         self._read_stream()
         now = time.monotonic()
-        self._take_requests(now)
+        self._take_requests()
         self._continuity.tick(now)
         for ask in self._continuity.asks(now):
             self._ask_replay(ask, now)
@@ -233,7 +235,7 @@ class Link:
             self._inbox.put(event)
 
     def _heartbeat(self, beat: Heartbeat, now: float) -> None:
-        self._pace.heartbeat(now)
+        self._pace.heartbeat(unix_s(beat.published_at), now)
         if self._continuity.heartbeat(beat) and not self._pace.stalled:
             self._supervision.heartbeat(beat.state, beat.reason, now)
             self.heard_at = now
@@ -274,13 +276,13 @@ class Link:
 
     # -- requests -----------------------------------------------------------------------------------
 
-    def _take_requests(self, now: float) -> None:
+    def _take_requests(self) -> None:
         with self._lock:
             taken = list(self._requests)
             self._requests.clear()
         for request in taken:
             command = request.command
-            self._exchange.ask(command.request, command.timeout_s, now, partial(self._answer, request))
+            self._exchange.ask(command.request, command.timeout_s, request.asked_at, partial(self._answer, request))
 
     def _answer(self, request: _Request, reply: Reply | ControlTimeout) -> None:
         with self._lock:

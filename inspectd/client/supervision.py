@@ -5,6 +5,7 @@ All times are monotonic seconds that the caller gives.
 
 from __future__ import annotations
 
+from inspectd.client.transit import Transit
 from inspectd.verdict.schema import State
 
 SILENCE_S = 0.9
@@ -14,7 +15,8 @@ STALL_S = 0.5
 """Not having read the stream to its end for longer, this process stood still, or cannot keep up."""
 
 PACE_S = 0.25
-"""Heartbeats that waited come one after the other; one that follows the last by more than this has just come."""
+"""Heartbeats that waited come one after the other, and keep the stream from its end however slowly they are read. One
+before which nothing had come for so long has just come."""
 
 
 class Supervision:
@@ -47,13 +49,16 @@ class Pace:
 
     A process that stood still (stopped, suspended, starved) finds messages and heartbeats that waited for it, and they
     would look fresh. So whoever has not read the stream to its end for STALL_S takes all that comes as old as that,
-    and no heartbeat for a sign of life, until heartbeats come at their pace again.
+    and no heartbeat for a sign of life, until heartbeats come at their pace again. What did not fit into the buffers
+    here waits at the daemon and comes after a pause (TCP asks ever more seldom whether there is room), as if at its
+    pace: it took longer on its way than those before.
     """
 
     def __init__(self, now: float) -> None:
         self._read_at = now  # when the stream was last read to its end
         self._stalled_since: float | None = None
         self._heartbeat_at = now
+        self._transit = Transit()
 
     def look(self, now: float) -> None:
         """After reading, and before what was read is believed."""
@@ -73,8 +78,12 @@ class Pace:
         """The earliest time at which what is read now can have arrived."""
         return now if self._stalled_since is None else self._stalled_since
 
-    def heartbeat(self, now: float) -> None:
-        """A heartbeat is read now; it may end the stall, and then is itself fresh."""
-        if now - self._heartbeat_at >= PACE_S:
+    def heartbeat(self, published: float, now: float) -> None:
+        """A heartbeat that the daemon sent at `published` (Unix seconds, its clock) is read now. It ends the stall, and
+        is itself fresh, when the stream was read to its end PACE_S after the one before it, or later, and when it was
+        not on its way for STALL_S longer than others."""
+        self._transit.heard(published, now)
+        paced = self._read_at - self._heartbeat_at >= PACE_S
+        if paced and self._transit.age_s(published, now) < STALL_S:
             self._stalled_since = None
         self._heartbeat_at = now

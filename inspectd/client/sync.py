@@ -8,7 +8,6 @@ from typing import Self, TypeVar
 from inspectd.client.commands import Command, Commands, ControlTimeout
 from inspectd.client.connection import CONTROL, VERDICTS, Keys
 from inspectd.client.events import Event
-from inspectd.client.exchange import CONNECT_S
 from inspectd.client.inbox import Inbox
 from inspectd.client.link import FailSafe, Link, Wiring
 from inspectd.client.watched import Watched
@@ -73,9 +72,7 @@ class Client(Watched, Commands):
     def _ask(self, command: Command[T]) -> T:
         answer = self._link.ask(command)
         try:
-            reply = answer.result(
-                command.timeout_s + CONNECT_S + 1.0
-            )  # the thread ends it by itself; this is if it cannot
+            reply = answer.result(command.timeout_s + 1.0)  # the thread ends it by itself; this is if it cannot
         except TimeoutError:
             raise ControlTimeout(f"no answer within {command.timeout_s:g} s") from None
         return command.result(reply)
