@@ -35,7 +35,8 @@ class Frame:
     `arrival` is `time.monotonic()` seconds at which the picture's data had arrived, before decoding;
     `captured_at` is Unix seconds by the clock that `clock` names; `pts` is the stream's own time in
     seconds, None where the stream has none. `waited_s` is how long the picture had been on its way or in a
-    queue before that, beyond what it always takes; the gate knows. `corrupt` is set when the decoder reported damage.
+    queue before that, beyond what it always takes; the gate (RTSP) or the source (USB) knows. `corrupt` is set when
+    the decoder reported damage.
     """
 
     format: PixelFormat

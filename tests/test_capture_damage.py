@@ -11,13 +11,18 @@ import pytest
 from av.packet import Packet
 from media import access_units, luma, write_clip
 
-from inspectd.capture.h264 import Continuity, Sps, parse_sps
+from inspectd.capture import pyav
+from inspectd.capture.h264 import Continuity
+from inspectd.capture.h264_syntax import Sps, parse_sps
 from inspectd.capture.pyav import MAX_BAD_PACKETS, PacketDecoder, Stamp
 from inspectd.errors import CaptureError
 from inspectd.frame import Frame
 
 
-def decode(units: list[dict], codec: str, extradata: bytes | None = None, lost: Collection[int] = ()) -> list[Frame]:
+def decode(
+    units: list[dict], codec: str, extradata: bytes | None = None, lost: Collection[int] = (), *, timed: bool = True
+) -> list[Frame]:
+    """Frames whose arrival is their time in the clip, also where they are not `timed`."""
     context = av.CodecContext.create(codec, "r")
     if extradata:
         context.extradata = extradata
@@ -26,8 +31,10 @@ def decode(units: list[dict], codec: str, extradata: bytes | None = None, lost: 
     for index, unit in enumerate(units):
         packet = Packet(unit["data"])
         packet.is_keyframe = unit["key"]
-        packet.pts, packet.time_base = round(unit["pts"] * 90_000), Fraction(1, 90_000)
-        frames += decoder.decode(packet, Stamp(0.0, 0.0, "arrival", unit["pts"], index in lost))
+        if timed:
+            packet.pts, packet.time_base = round(unit["pts"] * 90_000), Fraction(1, 90_000)
+        pts = unit["pts"] if timed else None
+        frames += decoder.decode(packet, Stamp(unit["pts"], 0.0, "arrival", pts, index in lost))
     return frames + decoder.flush()
 
 
@@ -51,8 +58,8 @@ STREAMS = {
 
 
 @pytest.fixture(scope="module", params=list(STREAMS))
-def stream(request, tmp_path_factory) -> tuple[str, list[dict], dict[float | None, np.ndarray]]:
-    """Decoder, coded pictures, and each whole picture's luma by its pts."""
+def stream(request, tmp_path_factory) -> tuple[str, list[dict], dict[float, np.ndarray]]:
+    """Decoder, coded pictures, and each whole picture's luma by its time."""
     encoder, options = STREAMS[request.param]
     path = tmp_path_factory.mktemp("stream") / "clip.mp4"
     bframes = 3 if "bframes=3" in options.get("x264-params", "") else 0
@@ -63,11 +70,12 @@ def stream(request, tmp_path_factory) -> tuple[str, list[dict], dict[float | Non
     assert not any(frame.corrupt for frame in whole), "false alarm on a whole stream"
     assert len(whole) == len(units)
     assert [frame.pts for frame in whole] == sorted(unit["pts"] for unit in units)
-    return codec, units, {frame.pts: luma(frame).copy() for frame in whole}
+    return codec, units, {frame.arrival: luma(frame).copy() for frame in whole}
 
 
-def wrong_but_clean(frames: list[Frame], truth: dict[float | None, np.ndarray]) -> list[float | None]:
-    return [frame.pts for frame in frames if not frame.corrupt and not np.array_equal(luma(frame), truth[frame.pts])]
+def wrong_but_clean(frames: list[Frame], truth: dict[float, np.ndarray]) -> list[float]:
+    whole = [frame for frame in frames if not frame.corrupt]
+    return [frame.arrival for frame in whole if not np.array_equal(luma(frame), truth[frame.arrival])]
 
 
 @pytest.mark.parametrize("lost", [{5}, {12}, {24}, {17, 18}, {30, 31, 32, 33, 34}])
@@ -101,6 +109,35 @@ def test_a_loss_just_before_a_key_frame_spoils_the_key_frame_too(tmp_path):
     assert [index for index, frame in enumerate(frames) if frame.corrupt] == list(range(11, 24))
 
 
+@pytest.mark.parametrize("stream", ["open GOP"], indirect=True)
+def test_a_recording_without_times_is_no_more_believed_than_one_with_times(stream):
+    """Raw .h264: pictures that are shown before the key picture in front of them refer to what came before it."""
+    codec, units, truth = stream
+    assert not any(frame.corrupt for frame in decode(units, codec, timed=False)), "false alarm on a whole stream"
+    for lost in range(5, 36):
+        rest = [unit for index, unit in enumerate(units) if index != lost]
+        frames = decode(rest, codec, timed=False)
+        assert wrong_but_clean(frames, truth) == []
+        assert [frame.corrupt for frame in frames] == [frame.corrupt for frame in decode(rest, codec)]
+
+
+@pytest.mark.parametrize("noted", [32, 2])
+def test_no_burst_of_losses_makes_an_earlier_one_forgotten(tmp_path, monkeypatch, noted):
+    """What was predicted from the lost picture is shown six pictures later, and all of those were damaged as well."""
+    monkeypatch.setattr(pyav, "_MAX_NOTED", noted)
+    params = {"x264-params": "keyint=24:min-keyint=24:scenecut=0:bframes=5:b-pyramid=none:b-adapt=0"}
+    clip = tmp_path / "clip.mp4"
+    units = access_units(
+        write_clip(clip, 72, size=(64, 64), options=params, gop=24, bframes=5, picture=sparkling(64, 64))
+    )
+    truth = {frame.arrival: luma(frame).copy() for frame in decode(units, "h264")}
+    for first in (1, 7):
+        rest = [unit for index, unit in enumerate(units) if index != first]
+        frames = decode(rest, "h264", lost=range(first, first + 16))
+        assert wrong_but_clean(frames, truth) == []
+        assert not any(frame.corrupt for frame in frames[48:])
+
+
 def bits_to_nal(header: int, bits: str) -> bytes:
     """A NAL unit of these bits, with stop bit and emulation prevention."""
     bits += "1" + "0" * (-(len(bits) + 1) % 8)
@@ -113,12 +150,56 @@ def bits_to_nal(header: int, bits: str) -> bytes:
     return bytes([header]) + bytes(escaped)
 
 
+def ue(number: int) -> str:
+    """The Exp-Golomb code of a number (ITU-T H.264, 9.1)."""
+    return f"{number + 1:b}".rjust(2 * (number + 1).bit_length() - 1, "0")
+
+
+def parameter_sets(number: int, frame_num_bits: int, *, gaps_allowed: bool = False) -> bytes:
+    """An SPS and a PPS of that number, as Annex B."""
+    sps = f"{66:08b}{0:08b}{30:08b}" + ue(number) + ue(frame_num_bits - 4) + ue(2) + ue(1)
+    sps += f"{gaps_allowed:b}" + ue(3) + ue(3) + "1"
+    return b"\0\0\1" + bits_to_nal(0x67, sps) + b"\0\0\1" + bits_to_nal(0x68, ue(number) + ue(number))
+
+
+def slice_of(number: int, frame_num: str, header: int = 0x41) -> bytes:
+    """The beginning of a reference picture that goes by the PPS of that number."""
+    return b"\0\0\1" + bits_to_nal(header, ue(0) + ue(0) + ue(number) + frame_num + "0110")
+
+
+@pytest.mark.parametrize("gaps_allowed", [False, True])
+def test_a_gap_is_a_lost_picture_also_where_the_stream_allows_itself_gaps(gaps_allowed):
+    """Whether it was thinned on purpose or has lost one: nobody can tell from here."""
+    continuity = Continuity()
+    continuity.follow(parameter_sets(0, 4, gaps_allowed=gaps_allowed) + slice_of(0, "0000", 0x65))
+    told = [continuity.follow(slice_of(0, f"{number:04b}"))[0] for number in (1, 2, 4, 5)]
+    assert told == [False, False, True, False]
+
+
+def test_each_picture_is_read_by_the_parameter_sets_that_it_names():
+    """A stream may have several, with numbers of other lengths; the last one seen is not that of all."""
+    continuity = Continuity()
+    continuity.follow(parameter_sets(0, 4) + parameter_sets(1, 8) + slice_of(0, "0000", 0x65))
+    told = [continuity.follow(slice_of(0, f"{number:04b}"))[0] for number in (1, 2, 3, 5, 6)]
+    assert told == [False, False, False, True, False]
+    assert continuity.follow(slice_of(1, f"{0:08b}", 0x65)) == (False, 0)
+    assert [continuity.follow(slice_of(1, f"{number:08b}"))[0] for number in (1, 2, 4)] == [False, False, True]
+
+
+def test_a_parameter_set_that_cannot_be_read_changes_nothing_but_is_damage():
+    continuity = Continuity()
+    sets = parameter_sets(0, 4)
+    continuity.follow(sets + slice_of(0, "0000", 0x65))
+    assert continuity.follow(sets[:6] + slice_of(0, "0001")) == (True, None)
+    assert [continuity.follow(slice_of(0, f"{number:04b}"))[0] for number in (2, 4)] == [False, True]
+
+
 def test_h264_headers_are_read_through_emulation_prevention():
     large = "0" * 24 + "1" + "0" * 24  # an offset whose code has two zero bytes in it
     sps = f"{66:08b}{0:08b}{30:08b}" + "1" + "1" + "010" + "0" + large + "1" + "1" + "010" + "1" + "011" + "011" + "1"
     sps = bits_to_nal(0x67, sps)
     assert b"\0\0\3" in sps
-    assert parse_sps(sps) == Sps(frame_num_bits=4, gaps_allowed=True, separate_colour_planes=False, frames_only=True)
+    assert parse_sps(sps) == Sps(number=0, frame_num_bits=4, separate_colour_planes=False, frames_only=True)
     user_data, recovery_point = f"{5:08b}{4:08b}{0:032b}", f"{6:08b}{1:08b}11000100"
     sei = bits_to_nal(0x06, user_data + recovery_point)
     assert b"\0\0\3" in sei
@@ -135,7 +216,7 @@ def test_frames_before_the_first_key_frame_are_corrupt(tmp_path):
     """As after joining a stream in the middle, with the parameter sets known from the SDP."""
     clip = write_clip(tmp_path / "clip.mp4", 36, gop=12, picture=sparkling())
     units = access_units(clip)
-    truth = {frame.pts: luma(frame).copy() for frame in decode(units, "h264")}
+    truth = {frame.arrival: luma(frame).copy() for frame in decode(units, "h264")}
     with av.open(str(clip)) as container:
         extradata = container.streams.video[0].codec_context.extradata
     parameter_sets = units[0]["data"][: units[0]["data"].index(b"\0\0\1\x65")]  # Annex B, up to the IDR slice

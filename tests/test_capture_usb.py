@@ -16,7 +16,10 @@ import pytest
 from media import access_units, read_barcode, write_clip
 from playing import camera, play
 
+from inspectd.capture import usb as usb_source
+from inspectd.capture import v4l2
 from inspectd.capture import v4l2_abi as abi
+from inspectd.capture.gate import WARM_UP_S, Gate
 from inspectd.capture.usb import UsbSource, yuv_colours
 from inspectd.capture.v4l2 import control_name
 from inspectd.errors import Stopped
@@ -282,6 +285,112 @@ def test_a_driver_time_that_cannot_be_right_falls_back_to_arrival(tmp_path, jpeg
     frame = play(usb(driver), limit=1)[0][0]
     assert (frame.clock, frame.pts) == ("arrival", None)
     assert frame.captured_at == pytest.approx(time.time(), abs=5)
+
+
+# -- how old a picture is --------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands for the module `time`; the driver lets it go on while it has no picture."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return self.now_s
+
+
+class Shutter(Driver):
+    """Takes a picture every `interval_s`, as long as it has a buffer to put it in."""
+
+    def __init__(self, path: Path, clock: Clock, interval_s: float) -> None:
+        super().__init__(path, [], "YUYV")
+        self.clock = clock
+        self.interval_s = interval_s
+        self.next_at = clock.now_s + interval_s
+        self.full: list[tuple[int, float]] = []  # buffer, and when its picture was taken
+        self.taken_at = 0.0  # the picture that was handed over last
+
+    def __call__(self, fd: int, request: int, argument) -> int:
+        while self.streaming and self.next_at <= self.clock.now_s:
+            if self.queued:
+                self.full.append((self.queued.pop(0), self.next_at))
+            self.next_at += self.interval_s
+        return super().__call__(fd, request, argument)
+
+    def dequeue(self, buffer) -> None:
+        if not self.full:
+            self.clock.now_s += v4l2.WATCH_S
+            self.fail(errno.EAGAIN)
+        buffer.index, self.taken_at = self.full.pop(0)
+        buffer.bytesused = SIZE[1] * (2 * SIZE[0] + 32)
+        buffer.flags = self.flags
+        stamp = self.taken_at - self.age_s
+        buffer.timestamp.tv_sec, buffer.timestamp.tv_usec = int(stamp), int(stamp % 1 * 1e6)
+
+
+@pytest.fixture
+def shoot(tmp_path, monkeypatch):
+    """Play a camera, with a standstill of ours half-way: the admission of each frame, and how old it really is then.
+
+    Without those in which it warms up.
+    """
+    clock = Clock()
+    monkeypatch.setattr(v4l2, "time", clock)
+    monkeypatch.setattr(usb_source, "time", clock)
+
+    def run(
+        interval_s: float, frames: int, *, stop_s: float = 0.0, flags: int, age_s: float = 0.03, busy_s: float = 0.0
+    ):
+        driver = Shutter(tmp_path / "video", clock, interval_s)
+        driver.flags, driver.age_s = flags, age_s
+        source = usb(driver, stall_timeout_s=60, frozen_after_s=0)
+        gate = Gate(source._camera)
+        source.open()
+        told, warm_at = [], None
+        for frame in source.frames():
+            warm_at = warm_at or frame.arrival + WARM_UP_S
+            clock.now_s += busy_s
+            admission = gate.admit(frame, clock.now_s)
+            assert frame.arrival - frame.waited_s <= driver.taken_at, "a later trigger would be answered"
+            if frame.arrival < warm_at:
+                assert admission == "stale"
+                continue
+            told.append((admission, clock.now_s - driver.taken_at))
+            if len(told) == frames // 2:
+                clock.now_s += stop_s
+            if len(told) == frames:
+                break
+        source.close()
+        return told
+
+    return run
+
+
+STAMPED, UNSTAMPED = abi.BUF_FLAG_TIMESTAMP_MONOTONIC, 0
+
+
+@pytest.mark.parametrize(("flags", "age_s"), [(STAMPED, 0.03), (STAMPED, 900.0), (UNSTAMPED, 0.0)])
+@pytest.mark.parametrize(
+    ("interval_s", "stop_s"), [(12, 23), (12, 40), (2, 3.9), (1, 0.0), (0.2, 3), (1 / 30, 0.7), (1 / 30, 60)]
+)
+def test_what_had_waited_in_the_driver_is_stale_and_nothing_else_is(shoot, interval_s, stop_s, flags, age_s):
+    """Whether the driver's clock is right, wrong or none, and however slow the camera is."""
+    told = shoot(interval_s, 40, stop_s=stop_s, flags=flags, age_s=age_s)
+    assert {admission for admission, age in told if age > 0.5} <= {"stale"}
+    assert {admission for admission, _ in told[:20]} == {"admitted"}
+    assert {admission for admission, _ in told[24:]} == {"admitted"}  # four buffers
+    assert stop_s == 0 or "stale" in {admission for admission, _ in told}
+
+
+def test_a_reader_that_never_finds_the_driver_without_a_picture_knows_how_old_one_can_be(shoot):
+    """Buffers go round: a picture was taken after the driver had got its buffer back."""
+    told = shoot(1 / 30, 60, flags=UNSTAMPED, busy_s=0.05)
+    assert {admission for admission, _ in told} == {"admitted"}
+    assert max(age for _, age in told) > 0.1
 
 
 def test_controls_are_set_in_the_configured_order(tmp_path, jpegs):

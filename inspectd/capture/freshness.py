@@ -30,8 +30,8 @@ What it cannot see: a delay that was there from the first frame on and never cha
 between that always holds back two seconds), and a backlog that shrinks by less than 0.4 % of real time
 (`TOLERANCE_S / HORIZON_S`) or grows by less than `DRIFT`. From here these look like a clock.
 
-A stream without pts has no second clock. After a start, or a gap longer than `max_age_s`, its frames
-count as stale for as long, which is what a driver's few buffers need to run empty.
+A stream without pts has no second clock: nobody can tell how old its frames are, so all are stale. (A USB driver's
+few buffers need none: whoever reads them knows when they were empty, see `v4l2`.)
 """
 
 from __future__ import annotations
@@ -51,10 +51,13 @@ BACKWARD_S: Final = 0.1
 
 
 class BacklogDetector:
-    """Tells old frames of one stream; `restart()` at each new connection."""
+    """Tells old frames of one stream; `restart()` at each new connection.
+
+    `max_age_s` may change at any time: how late the stream is stays known.
+    """
 
     def __init__(self, max_age_s: float) -> None:
-        self._max_age_s = max_age_s
+        self.max_age_s = max_age_s
         self.restart()
         # Meaningful only once a pts was seen; all in seconds.
         self._time = 0.0  # in which both clocks went on
@@ -69,11 +72,9 @@ class BacklogDetector:
     def restart(self) -> None:
         """Forget the clocks: nothing is known of the next frame."""
         self._arrival = -math.inf
-        self._gap = 0.0  # between the last two arrivals
         self._pts: float | None = None
         self._stale = True  # what the last frame was
         self.waited_s = 0.0  # the last frame's delay above the floor, as far as both clocks tell
-        self._unclocked_since = math.inf  # the arrival since which frames without pts came without a gap
 
     def stale(self, arrival: float, pts: float | None) -> bool:
         """Whether the frame is, or may be, older than `max_age_s`. To be asked for every frame, in order.
@@ -81,7 +82,8 @@ class BacklogDetector:
         `arrival` in monotonic seconds, `pts` in seconds of the stream.
         """
         if pts is None or not math.isfinite(pts):
-            self._stale = self._stale_without_pts(arrival)
+            # A single one among others is as old as its neighbour, but behind a gap it may be from within it.
+            self._stale = self._stale or arrival - self._arrival > self.max_age_s
         else:
             lag = arrival - pts
             if self._pts is None or pts < self._pts - BACKWARD_S:
@@ -90,8 +92,7 @@ class BacklogDetector:
                 self._follow_clock(lag, went_on=max(0.0, min(arrival - self._arrival, pts - self._pts)))
             self._pts = pts
             self.waited_s = max(0.0, lag - self._floor)
-            self._stale = not self._settled or self.waited_s > self._max_age_s
-        self._gap = arrival - self._arrival
+            self._stale = not self._settled or self.waited_s > self.max_age_s
         self._arrival = arrival
         return self._stale
 
@@ -107,7 +108,7 @@ class BacklogDetector:
             least, before = self._window_least, self._least_before
             agree = before is not None and abs(least - before) <= TOLERANCE_S
             self._agreeing = self._agreeing + 1 if agree else 0
-            if not self._settled and least - self._floor > self._max_age_s / 2:
+            if not self._settled and least - self._floor > self.max_age_s / 2:
                 self._anchored_at = self._time  # up here nothing proves the floor
             self._least_before = least
             self._window_from, self._window_least = self._time, lag
@@ -127,13 +128,3 @@ class BacklogDetector:
         self._agreeing = 0
         self._least_before = None
         self._anchor, self._anchored_at = self._floor, self._time
-
-    def _stale_without_pts(self, arrival: float) -> bool:
-        gap = arrival - self._arrival
-        # A slow camera's intervals are no gaps: a gap stands out from the interval before it.
-        if gap > max(self._max_age_s, 2 * self._gap):
-            self._pts, self.waited_s = None, 0.0
-            self._unclocked_since = arrival
-        if self._pts is not None:
-            return self._stale  # a single frame without: as old as its neighbour
-        return arrival - self._unclocked_since < HOLD_S

@@ -5,7 +5,7 @@ A frame is held against these rules in this order, and the first that applies na
 1. `max_fps`   left out on purpose: frames are inspected evenly, at most so often; counted, not published
 2. `corrupt`   the decoder reported damage: nothing else about its content can be believed
 3. `resized`   another size than before, or a ROI that does not fit: the boxes mean another place
-4. `stale`     older than `max_age_ms`: the part has gone
+4. `stale`     older than `max_age_ms`: the part has gone; or not known to be younger, or just switched on (USB)
 5. `bad_image` dark, bright, flat or blurred beyond what was learnt of a ROI (`quality`), or until 2 s ago
 6. `frozen`    nothing but the same pictures for longer than `frozen_after_s`: the camera repeats itself
 
@@ -33,6 +33,8 @@ from inspectd.source_spec import parse_source
 Admission = Literal["admitted", "max_fps", "corrupt", "resized", "stale", "bad_image", "frozen"]
 
 PACING_SLACK_S: Final = 1.0
+WARM_UP_S: Final = 0.6
+"""A USB camera's first pictures of each connection are `stale` for so long: its exposure has yet to settle."""
 SAMPLED_ROWS: Final = 64
 REMEMBERED: Final = 16
 """Pictures of an RTSP camera that count as already seen. Its encoder shows one and the same picture a little
@@ -46,8 +48,8 @@ class Gate:
     def __init__(self, config: CameraConfig, limits: Mapping[str, Limits] | None = None) -> None:
         """`limits` are the learnt ones of each ROI, there exactly if the configuration names a `quality`."""
         self._size = config.size  # the first whole frame's size where none is configured
-        self._max_age_s = math.inf
         self._backlog: BacklogDetector | None = None
+        self._first_at = math.inf  # arrival of the connection's first frame, monotonic seconds
         self._frost: FrostDetector | None = None
         self._quality: QualityWatch | None = None
         self.adopt(config, limits)
@@ -56,32 +58,41 @@ class Gate:
         """Go by other regions and limits. What is known of the camera stays: its size, its backlog, its frost."""
         assert (limits is None) == (config.quality is None), "a gate that was asked for is never left out"
         self._config = config
-        max_age_s = config.max_age_ms / 1000 if config.live else math.inf
+        self._max_age_s = config.max_age_ms / 1000 if config.live else math.inf
         self._pacer = Pacer(config.max_fps, live=config.live) if config.max_fps else None
         # Only what something outside this process queues can grow old there; generated and recorded
         # pictures that come late (a busy machine) are not old, there is no earlier moment they show.
+        # A USB source sees the driver's queue itself, and tells how long a frame has waited there.
         kind = parse_source(config.source).kind
-        queued_outside = kind in ("rtsp", "usb")
-        if self._backlog is None or max_age_s != self._max_age_s:
-            self._backlog = BacklogDetector(max_age_s) if queued_outside else None
-        self._max_age_s = max_age_s
+        self._warms_up = kind == "usb"
+        if self._backlog is not None:
+            self._backlog.max_age_s = self._max_age_s
+        elif kind == "rtsp":
+            self._backlog = BacklogDetector(self._max_age_s)
         boxes = [roi.area for roi in config.rois]
         watched = config.live and config.frozen_after_s > 0
-        since = None if self._frost is None else self._frost.since
-        remembered = REMEMBERED if kind == "rtsp" else 1
-        self._frost = FrostDetector(boxes, config.frozen_after_s, since, remembered=remembered) if watched else None
+        if not watched:
+            self._frost = None
+        elif self._frost is None:
+            self._frost = FrostDetector(boxes, config.frozen_after_s, remembered=REMEMBERED if kind == "rtsp" else 1)
+        else:
+            self._frost.look_at(boxes, config.frozen_after_s)
         self._quality = None if limits is None else QualityWatch(config, limits, self._quality)
 
     def restart(self) -> None:
         """A new connection: its clocks and queues are new. Size and picture are still those of the same camera."""
+        self._first_at = math.inf
         if self._backlog is not None:
             self._backlog.restart()
 
     def admit(self, frame: Frame, now: float) -> Admission:
-        """Judge one frame at `now` (`time.monotonic()` seconds), and tell it how long it had waited."""
+        """Judge one frame at `now` (`time.monotonic()` seconds); an RTSP frame is told how long it had waited."""
         due = self._pacer is None or self._pacer.due(frame.arrival, frame.pts)
-        backlogged = self._backlog is not None and self._backlog.stale(frame.arrival, frame.pts)
-        frame.waited_s = 0.0 if self._backlog is None else self._backlog.waited_s
+        self._first_at = min(self._first_at, frame.arrival)
+        stale = self._warms_up and frame.arrival - self._first_at < WARM_UP_S
+        if self._backlog is not None:
+            stale = self._backlog.stale(frame.arrival, frame.pts)
+            frame.waited_s = self._backlog.waited_s
         fits = not frame.corrupt and self.misfit(frame) is None
         bad = fits and self._quality is not None and self._quality.bad(frame)
         frozen = fits and self._frost is not None and self._frost.frozen(frame)
@@ -91,7 +102,7 @@ class Gate:
             return "corrupt"
         if not fits:
             return "resized"
-        if backlogged or now - frame.arrival + frame.waited_s > self._max_age_s:
+        if stale or now - frame.arrival + frame.waited_s > self._max_age_s:
             return "stale"
         if bad:
             return "bad_image"
@@ -190,46 +201,62 @@ class FrostDetector:
     rows of plane 0 (luma) of each ROI are compared, byte for byte, with the last `remembered` pictures that
     differed. Only the ROIs are looked at: a clock that the camera draws into a corner goes on ticking
     over a frozen picture. The pictures are kept across reconnects, for a frozen camera stays frozen.
+
+    In other regions every way of coding one and the same picture is new once more. So until more ways were seen
+    there than one picture has, the regions that were looked at before go on telling whether anything moves.
     """
 
-    def __init__(
-        self, boxes: list[Box], frozen_after_s: float, since: float | None = None, *, remembered: int = 1
-    ) -> None:
-        """`since` is since when (monotonic seconds) nothing has moved at the regions looked at before."""
-        self.since = math.inf if since is None else since  # arrival of the last frame that showed something new
-        self._boxes = boxes
+    def __init__(self, boxes: list[Box], frozen_after_s: float, *, remembered: int = 1) -> None:
         self._frozen_after_s = frozen_after_s
-        self._remembered = remembered
         self._layout: tuple[str, int, int] | None = None
-        self._known: dict[int, None] = {}  # checksums of pictures, the one that was seen last at the end
-        self._doubted = 0  # so many new pictures may still be other ways of showing one that has been frozen
+        self._moved_at = math.inf  # arrival of the last frame that showed something new, monotonic seconds
+        self._view = _View(boxes, remembered)
+        self._view_before: _View | None = None  # for as long as `_view` cannot tell yet
+
+    def look_at(self, boxes: list[Box], frozen_after_s: float) -> None:
+        """Go by other regions and another limit; since when nothing has moved stays known."""
+        self._frozen_after_s = frozen_after_s
+        if boxes == self._view.boxes:
+            return
+        if self._view_before is None and self._view.known:
+            self._view_before = self._view
+        self._view = _View(boxes, self._view.remembered)
 
     def frozen(self, frame: Frame) -> bool:
         """Whether there was nothing new to be seen for too long. Every ROI must lie inside the frame."""
-        picture = 0
-        for box in self._boxes:
-            picture = zlib.crc32(np.ascontiguousarray(_sample(frame, box)).data, picture)
         layout = (frame.format, frame.width, frame.height)
         if layout != self._layout:
-            first, self._layout = self._layout is None, layout
-            self._known = {picture: None}
-            # Other regions of a picture that stood still: it has not moved now. Another layout has.
-            self.since = min(self.since, frame.arrival) if first else frame.arrival
-            self._doubted = self._remembered - 1 if self._too_long(frame) else 0
-        elif picture in self._known:
-            self._known[picture] = self._known.pop(picture)
-        else:
-            self._known[picture] = None
-            if len(self._known) > self._remembered:
-                del self._known[next(iter(self._known))]
-            if self._doubted:
-                self._doubted -= 1
-            else:
-                self.since = frame.arrival
-        return self._too_long(frame)
+            self._layout, self._view_before = layout, None
+            self._view.known.clear()
+        moved = self._view.shows_new(frame)
+        if self._view_before is not None:
+            moved = self._view_before.shows_new(frame)
+            if len(self._view.known) == self._view.remembered:
+                self._view_before = None
+        if moved:
+            self._moved_at = frame.arrival
+        return frame.arrival - self._moved_at > self._frozen_after_s
 
-    def _too_long(self, frame: Frame) -> bool:
-        return frame.arrival - self.since > self._frozen_after_s
+
+class _View:
+    """Some regions of a camera's frames, and the last `remembered` pictures that differed there."""
+
+    def __init__(self, boxes: list[Box], remembered: int) -> None:
+        self.boxes = boxes
+        self.remembered = remembered
+        self.known: dict[int, None] = {}  # checksums of pictures, the one that was seen last at the end
+
+    def shows_new(self, frame: Frame) -> bool:
+        """Whether none of the known pictures is the same; from now on it is known."""
+        picture = 0
+        for box in self.boxes:
+            picture = zlib.crc32(np.ascontiguousarray(_sample(frame, box)).data, picture)
+        new = picture not in self.known
+        self.known.pop(picture, None)
+        self.known[picture] = None
+        if len(self.known) > self.remembered:
+            del self.known[next(iter(self.known))]
+        return new
 
 
 def _sample(frame: Frame, box: Box) -> U8:

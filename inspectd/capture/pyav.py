@@ -32,6 +32,8 @@ VideoPacket: TypeAlias = "Packet[VideoStream]"  # PyAV's class takes no paramete
 
 MAX_BAD_PACKETS: Final = 100
 """So many packets in a row without one picture (4 s at 25 fps) are no video."""
+_MAX_NOTED: Final = 32
+"""Damaged pictures that are remembered one by one: twice the longest reordering."""
 
 _ERR_DETECT: Final = {
     "h264": "aggressive",  # else slices with data left behind their last block come without a flag
@@ -58,11 +60,19 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class _CleanPoint:
-    """From the picture `sequence` on, nothing depends on what came before `refreshed_from`."""
+    """What is shown from the picture `sequence` on depends on nothing that came before `refreshed_from`."""
 
     sequence: int
-    pts: float | None
     refreshed_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A picture that came out of the decoder, None where it could make nothing of the data."""
+
+    picture: VideoFrame | None
+    stamp: Stamp
+    covered_from: int  # on what came before this, in decoding order, it does not depend
 
 
 class PacketDecoder:
@@ -95,10 +105,11 @@ class PacketDecoder:
         self._spent_s = 0.0  # decoding time since the last picture came out
         self._size: tuple[int, int] | None = None
         # In decoding order, by sequence number. Before the first clean point all is damaged.
-        self._damage: deque[int] = deque([0], maxlen=16)
+        self._damage: set[int] = set()
+        self._damaged_to = 0  # all up to here may be, no more is known of it
         self._clean: deque[_CleanPoint] = deque(maxlen=16)
         self._pending: dict[int, Stamp] = {}  # sent, and not come out yet
-        self._held: list[tuple[VideoFrame | None, Stamp, bool]] = []  # came out, but see _release
+        self._held: list[_Held] = []  # came out, but see _release
 
     def decode(self, packet: VideoPacket, stamp: Stamp) -> list[Frame]:
         """Decode one packet (a coded picture); frames in display order, none, one or several.
@@ -146,16 +157,24 @@ class PacketDecoder:
         elif self._codec == "mjpeg":
             lost = _is_cut_off(bytes(packet))
         if clean is not None:
-            self._clean.append(_CleanPoint(sequence, stamp.pts, sequence - clean))
-        if lost or packet.is_corrupt:
-            self._damage.append(sequence)
+            self._clean.append(_CleanPoint(sequence, sequence - clean))
+        if lost or packet.is_corrupt or stamp.lost:
+            self._note(sequence)
         if stamp.lost:
             # The loss is reported with the packet before or within which it happened: the next may have a hole too.
-            self._damage += (sequence, sequence + 1)
+            self._note(sequence + 1)
+
+    def _note(self, sequence: int) -> None:
+        """That picture is damaged. Of more than `_MAX_NOTED`, all up to the newest forgotten one count as damaged."""
+        self._damage.add(sequence)
+        if len(self._damage) > _MAX_NOTED:
+            oldest = min(self._damage)
+            self._damage.remove(oldest)
+            self._damaged_to = max(self._damaged_to, oldest)
 
     def _refuse(self, stamp: Stamp) -> None:
         """The decoder could make nothing of the packet."""
-        self._damage.append(stamp.sequence)
+        self._note(stamp.sequence)
         del self._pending[stamp.sequence]
         self._bad += 1
         if self._bad >= MAX_BAD_PACKETS:
@@ -163,20 +182,23 @@ class PacketDecoder:
                 "decode", f"{self._source}: {self._bad} packets in a row could not be decoded as {self._codec}"
             )
         if self._size is not None:
-            self._held.append((None, stamp, True))
+            self._held.append(_Held(None, stamp, 0))
 
-    def _is_damaged(self, stamp: Stamp) -> bool:
-        """Whether damage lies between the picture and the clean point that covers it.
+    def _covered_from(self, stamp: Stamp) -> int:
+        """Where the clean point begins that covers the picture which comes out now; 0 where none does.
 
-        Pictures that follow a clean point in the data but precede it on the screen may refer to what was
-        before it (open groups of pictures): it does not cover them.
+        Pictures that follow a clean point in the data but come out before it may refer to what was before
+        it (open groups of pictures): it does not cover them. Not every recording has times that tell.
         """
-        covered_from = 0
-        for point in self._clean:
-            shown_before = point.pts is not None and stamp.pts is not None and stamp.pts < point.pts
-            if point.sequence <= stamp.sequence and not shown_before:
-                covered_from = point.refreshed_from
-        return any(covered_from <= sequence <= stamp.sequence for sequence in self._damage)
+        for point in reversed(self._clean):
+            if point.sequence <= stamp.sequence and point.sequence not in self._pending:
+                return point.refreshed_from
+        return 0
+
+    def _is_damaged(self, held: _Held) -> bool:
+        """Whether damage lies between the picture and the clean point that covers it."""
+        first, last = held.covered_from, held.stamp.sequence
+        return first <= self._damaged_to or any(first <= sequence <= last for sequence in self._damage)
 
     # -- pictures, in display order -----------------------------------------------------------------------
 
@@ -187,8 +209,8 @@ class PacketDecoder:
             stamp = cast("Stamp", picture.opaque or newest)
             self._pending.pop(stamp.sequence, None)
             if picture.is_corrupt:
-                self._damage.append(stamp.sequence)
-            self._held.append((picture, stamp, False))
+                self._note(stamp.sequence)
+            self._held.append(_Held(picture, stamp, self._covered_from(stamp)))
         # No more than `reorder_depth` pictures can be on their way; older entries came to nothing.
         while len(self._pending) > self._context.reorder_depth:
             del self._pending[next(iter(self._pending))]
@@ -202,23 +224,24 @@ class PacketDecoder:
         """
         oldest = next(iter(self._pending), self._sequence + 1)
         ready = 0
-        while ready < len(self._held) and self._held[ready][1].sequence < oldest:
+        while ready < len(self._held) and self._held[ready].stamp.sequence < oldest:
             ready += 1
         released, self._held = self._held[:ready], self._held[ready:]
         share_s, self._spent_s = (self._spent_s / ready, 0.0) if ready else (0.0, self._spent_s)
-        return [self._frame(picture, stamp, bad, share_s) for picture, stamp, bad in released]
+        return [self._frame(held, share_s) for held in released]
 
-    def _frame(self, picture: VideoFrame | None, stamp: Stamp, bad: bool, decode_s: float) -> Frame:
-        if picture is None:
+    def _frame(self, held: _Held, decode_s: float) -> Frame:
+        stamp = held.stamp
+        if held.picture is None:
             assert self._size is not None
             frame = undecoded(*self._size, stamp)
         else:
-            frame = self._reader.read(picture)
+            frame = self._reader.read(held.picture)
             frame.arrival, frame.captured_at = stamp.arrival, stamp.captured_at
             frame.clock, frame.pts = stamp.clock, stamp.pts
             self._size = frame.width, frame.height
         frame.decode_s = decode_s
-        frame.corrupt = bad or self._is_damaged(stamp)
+        frame.corrupt = self._is_damaged(held)
         return frame
 
 

@@ -23,7 +23,7 @@ from inspectd.source_spec import parse_source
 READ_GRACE_S: Final = 1.0
 """On top of `stall_timeout_s`, so that the camera's own watchdog comes first."""
 MAX_DRIVER_AGE_S: Final = 10.0
-"""A driver's timestamp older than that is none."""
+"""A driver's timestamp older than that is none. No picture's age goes by it."""
 _WANTED: Final = {"auto": ("MJPG", "YUYV"), "mjpeg": ("MJPG",), "yuyv": ("YUYV",)}
 
 
@@ -31,7 +31,8 @@ class UsbSource(Source):
     """One V4L2 capture session. `pixel_format = "auto"` takes MJPEG where there is one: the bus is slow.
 
     The device is looked up at each `open`, so that a by-id path finds the camera again under whatever
-    number it comes back. `pts` is the driver's monotonic time, `captured_at` the same as wall time.
+    number it comes back. `pts` is the driver's monotonic time, `captured_at` the same as wall time. How long a picture
+    has waited is told without them: not every driver has a clock, and not every clock is right.
     """
 
     def __init__(self, camera: CameraConfig, *, ioctl: Ioctl = fcntl.ioctl) -> None:
@@ -77,6 +78,7 @@ class UsbSource(Source):
                 frames = [self._raw_frame(captured, stamp)]
             for frame in frames:
                 frame.corrupt = frame.corrupt or captured.damaged
+                frame.waited_s = stamp.arrival - captured.not_before_s  # at most
                 yield frame
 
     def interrupt(self) -> None:

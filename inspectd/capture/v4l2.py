@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import math
 import mmap
 import os
 import re
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +27,8 @@ from inspectd.errors import CaptureError, CaptureReason, Stopped
 from inspectd.workers import Deadline
 
 BUFFERS: Final = 4
+WATCH_S: Final = 0.01
+"""How often the driver is looked at while it has no picture: so exactly is known when one was not there yet."""
 
 Ioctl = Callable[[int, int, Any], object]
 """`fcntl.ioctl`; a test puts a simulated driver here."""
@@ -38,6 +42,8 @@ class Captured:
     damaged: bool
     monotonic_s: float | None
     """When the driver stamped it on the kernel's monotonic clock, None if it uses another."""
+    not_before_s: float
+    """A moment at which the picture was surely not finished yet, by the same clock: it has not waited for longer."""
 
 
 class V4l2Device:
@@ -50,6 +56,8 @@ class V4l2Device:
         self._call = ioctl
         self._fd = -1
         self._buffers: list[mmap.mmap] = []
+        self._handed_over_at: list[float] = []  # each buffer to the driver, which fills it after that; monotonic
+        self._empty_at = -math.inf  # when the driver last had no picture; monotonic
         self._streaming = False
         self._wake_lock = threading.Lock()
         # Guarded by _wake_lock.
@@ -98,6 +106,7 @@ class V4l2Device:
         for buffer in self._buffers:
             buffer.close()
         self._buffers.clear()
+        self._handed_over_at.clear()
         os.close(self._fd)
         self._fd = -1
 
@@ -196,12 +205,16 @@ class V4l2Device:
             buffer = self._buffer(index)
             self._ask(abi.QUERYBUF, buffer, "does not describe its buffers", "refused")
             self._buffers.append(mmap.mmap(self._fd, buffer.length, offset=buffer.m.offset))
+            self._handed_over_at.append(time.monotonic())
             self._ask(abi.QBUF, buffer, "takes no buffers", "refused")
         self._ask(abi.STREAMON, ctypes.c_int(abi.BUF_TYPE_VIDEO_CAPTURE), "does not start", "refused")
         self._streaming = True
 
     def read(self, timeout_s: float) -> Captured:
         """The next buffer that the driver has filled.
+
+        How long it may have been filled already is known whatever the driver's clock says, and whoever was held up:
+        the picture was made after its buffer was handed over, and after the driver had last been seen without one.
 
         Raises:
             CaptureError: `timeout`, or `ended` when the device is gone.
@@ -212,13 +225,16 @@ class V4l2Device:
         poll.register(self._wake_fd, select.POLLIN)
         deadline = Deadline(timeout_s)
         while True:
-            ready = dict(poll.poll(deadline.left() * 1000))
+            asked_at = time.monotonic()
+            ready = dict(poll.poll(0))
             if self._wake_fd in ready:
                 raise Stopped("interrupted")
             if self._fd in ready and (captured := self._dequeue()) is not None:
                 return captured
+            self._empty_at = asked_at
             if deadline.passed:
                 raise CaptureError("timeout", f"{self.path}: no picture for {timeout_s:g} s")
+            poll.poll(min(deadline.left(), WATCH_S) * 1000)
 
     def _dequeue(self) -> Captured | None:
         buffer = self._buffer(0)
@@ -233,8 +249,10 @@ class V4l2Device:
         monotonic = buffer.flags & abi.BUF_FLAG_TIMESTAMP_MASK == abi.BUF_FLAG_TIMESTAMP_MONOTONIC
         stamp = buffer.timestamp.tv_sec + buffer.timestamp.tv_usec / 1e6 if monotonic else None
         damaged = bool(buffer.flags & abi.BUF_FLAG_ERROR)
+        not_before = max(self._empty_at, self._handed_over_at[buffer.index])
+        self._handed_over_at[buffer.index] = time.monotonic()
         self._ask(abi.QBUF, self._buffer(buffer.index), "does not take its buffer back", "ended")
-        return Captured(data, damaged, stamp)
+        return Captured(data, damaged, stamp, not_before)
 
     def _buffer(self, index: int) -> abi.Buffer:
         return abi.Buffer(index=index, type=abi.BUF_TYPE_VIDEO_CAPTURE, memory=abi.MEMORY_MMAP)

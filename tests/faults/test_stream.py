@@ -266,7 +266,8 @@ def test_a_picture_with_flipped_bits_spoils_those_after_it(line, watch):
     "Missing reference picture",
     injected="the camera leaves out one picture in each group; nothing is lost on the way",
     does="those after it until the next key picture are `corrupt`",
-    protection="the numbers in the H.264 headers (`frame_num`); the decoder alone repeats an older picture instead",
+    protection="the numbers in the H.264 headers (`frame_num`), also of a stream that allows itself gaps: whether "
+    "one was thinned on purpose cannot be told; the decoder alone repeats an older picture instead",
     detect_s=3,
     recover_s=3,
     settings="key pictures every 0.75 s",
