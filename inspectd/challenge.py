@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -44,8 +45,8 @@ class ChallengeResult(BaseModel):
     pictures: list[PictureResult]
 
 
-def check_pictures(settings: Settings) -> None:
-    """Read every golden picture of these settings.
+def check_pictures(settings: Settings, step: Callable[[], None]) -> None:
+    """Read every golden picture of these settings; `step` is called after each, and may raise.
 
     Raises:
         ConfigError: one cannot be read, or is neither a whole frame nor the region.
@@ -53,15 +54,23 @@ def check_pictures(settings: Settings) -> None:
     for golden in settings.challenge.pictures:
         roi = _region(settings, golden)
         _crop(read_golden(golden.file), roi, golden.file)
+        step()
 
 
-def run_challenge(lineup: LineUp) -> ChallengeResult:
-    """Judge every golden picture of the line-up's settings; passed when there is none.
+def run_challenge(lineup: LineUp, step: Callable[[], None]) -> ChallengeResult:
+    """Judge every golden picture of the line-up's settings; passed when there is none. `step` as above.
+
+    The first that gets no answer is the last: an engine that hangs would keep each of the others waiting as long.
 
     Raises:
         ConfigError: a picture cannot be read any more.
     """
-    results = [_judge(lineup, golden) for golden in lineup.settings.challenge.pictures]
+    results: list[PictureResult] = []
+    for golden in lineup.settings.challenge.pictures:
+        results.append(_judge(lineup, golden))
+        step()
+        if results[-1].got is None:
+            break
     return ChallengeResult(passed=all(result.ok for result in results), pictures=results)
 
 
@@ -89,7 +98,7 @@ def _judge(lineup: LineUp, golden: GoldenPicture) -> PictureResult:
     try:
         _submit(lineup, roi, picture, area, answer)
         outcome = answer.get(timeout=ANSWER_S)
-    except (Stopped, Empty):
+    except (Stopped, Empty, TimeoutError):
         outcome = None
     decision = None if outcome is None else outcome.decision
     got = None if decision is None else decision.verdict
@@ -126,7 +135,7 @@ def _submit(lineup: LineUp, roi: RoiConfig, picture: U8, area: Box, answer: Simp
         captured_at=time.time(),
         clock="arrival",
     )
-    slot = lane.batcher.acquire(CHALLENGER)
+    slot = lane.batcher.acquire(CHALLENGER, ANSWER_S)
     try:
         Preprocessor(lane.bundle.manifest.preprocess)(frame, area, slot.pixels)
     except BaseException:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from queue import Empty, Full, Queue
+from contextlib import suppress
 from threading import Event
 from typing import Any, Protocol
 
 import structlog
 from pydantic import BaseModel
 
-from inspectd.capture.quality_file import load_limits
 from inspectd.challenge import ChallengeResult, failures, run_challenge
+from inspectd.command_queue import CommandQueue, stopping
 from inspectd.config import Settings
 from inspectd.config.diff import Change, changes, take_live
-from inspectd.errors import InspectdError, UsageError
+from inspectd.errors import InspectdError, Stopped, UsageError
 from inspectd.heap import forget_what_went
 from inspectd.lineup import LineUp, Wiring
 from inspectd.observe.metrics import Metrics
-from inspectd.preflight import check_settings
+from inspectd.preflight import changed_content, check_settings
+from inspectd.recipe_memory import RecipeMemory
 from inspectd.source_spec import redact
 from inspectd.station import Station
 from inspectd.verdict.control_schema import (
@@ -40,14 +41,15 @@ log = structlog.get_logger(__name__)
 
 WAITING = 4
 """Commands that may wait for the one that is under way; the next is refused as busy."""
-JOB_S = 120.0
-"""Loading, compiling and challenging another line-up takes seconds. After so long it never comes to its end."""
+STEP_S = 120.0
+"""Loading and compiling another line-up takes seconds, a golden picture less. After so long a step never comes to its
+end."""
 
 
 class Events(Protocol):
     """The part of the journal that takes note of changes."""
 
-    def event(self, kind: Any, data: Mapping[str, Any]) -> None: ...
+    def event(self, kind: Any, data: Mapping[str, Any]) -> bool: ...
 
 
 class _Models(BaseModel):
@@ -78,6 +80,7 @@ class Changeover:
         vouch: Callable[[bool], None],
         metrics: Metrics,
         journal: Events | None,
+        memory: RecipeMemory,
         on_failure: Callable[[BaseException], None],
         recipe_known: bool = True,
     ) -> None:
@@ -89,7 +92,8 @@ class Changeover:
         self._vouch = vouch
         self._metrics = metrics
         self._journal = journal
-        self._commands: Queue[tuple[Request, Answer]] = Queue(WAITING)
+        self._memory = memory
+        self._commands = CommandQueue(WAITING)
         self.worker = Worker("changeover", self._run, on_failure)
         self._challenge_at = float("inf")
         self._recipe_known = recipe_known
@@ -98,22 +102,24 @@ class Changeover:
 
     def start(self) -> None:
         self._schedule()
+        self._commands.open()
         self.worker.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Refuse what waits, and let what is under way come to its end."""
-        return self.worker.stop(timeout_s)
+        """Refuse what waits; what is under way is given up at its next step, and answered also where that is far."""
+        self.worker.signal()
+        self._commands.close()
+        gone = self.worker.stop(timeout_s)
+        self._commands.answer(stopping())
+        return gone
 
     def command(self, request: Request, answer: Answer) -> None:
         """Have it done; `answer` is called in the thread "changeover".
 
         Raises:
-            ControlError: too many wait already.
+            ControlError: too many wait already, or the daemon is being stopped.
         """
-        try:
-            self._commands.put_nowait((request, answer))
-        except Full:
-            raise ControlError("busy", f"{WAITING} commands wait already") from None
+        self._commands.put(request, answer)
 
     def begin(self) -> None:
         """Before the thread runs: challenge the first line-up, and say what is in force."""
@@ -131,29 +137,45 @@ class Changeover:
 
     # -- the thread "changeover" ----------------------------------------------------------------------
 
-    def _run(self, stopping: Event) -> None:
-        while not stopping.is_set():
-            self.worker.beat()
-            try:
-                request, answer = self._commands.get(timeout=BEAT_S)
-            except Empty:
-                if time.monotonic() >= self._challenge_at:
-                    self.worker.beat(JOB_S)
-                    self._challenge_running()
-                    self._schedule()
-                continue
-            self.worker.beat(JOB_S)
+    def _run(self, stop: Event) -> None:
+        try:
+            while not stop.is_set():
+                self._turn()
+        finally:
+            self._commands.close()
+            self._commands.answer(stopping())  # what an exception broke off
+
+    def _turn(self) -> None:
+        self.worker.beat()
+        if (request := self._commands.take(BEAT_S)) is not None:
             result = self._do(request)
             forget_what_went()  # the line-up that was left, or refused
-            answer(result)
-        while not self._commands.empty():
-            self._commands.get()[1](ControlError("stopping", "the daemon is being stopped"))
+            self._commands.answer(result)
+        elif time.monotonic() >= self._challenge_at:
+            with suppress(Stopped):
+                self._step()
+                self._challenge_running()
+                self._schedule()
+
+    def _step(self) -> None:
+        """Between two steps of what is under way: a sign of life, and where it ends when the daemon is being stopped.
+
+        Raises:
+            Stopped: it is.
+        """
+        self.worker.beat(STEP_S)
+        if self.worker.stopping.is_set():
+            raise Stopped("the daemon is being stopped")
 
     def _do(self, request: Request) -> BaseModel | ControlError:
         try:
+            self._step()
             return self._result(request)
         except ControlError as refusal:
             return refusal
+        except Stopped:
+            log.warning("change_given_up", op=request.op)
+            return stopping()
         except InspectdError as err:
             message = redact(" ".join(str(err).split()))
             log.error("change_refused", op=request.op, why=message)  # noqa: TRY400 - the message says it all
@@ -179,6 +201,7 @@ class Changeover:
             raise ControlError("unknown_recipe", f"no recipe {name!r}; known: {known}")
         self._take(self._settings.with_recipe(name), "recipe")
         self._recipe_known = True
+        self._memory.settle(self._station.lineup.identity, known=True)
         self._vouch(self.problem is None)
         return self._in_force()
 
@@ -192,31 +215,15 @@ class Changeover:
         if recipe is not None and recipe not in wanted.recipes:
             raise ControlError("refused", f"recipe {recipe!r} is in force, but not in the new configuration")
         effective = wanted.with_recipe(recipe)
-        applied = [str(change) for change in found if change.live] + self._changed_content(effective)
+        content = changed_content(self._station.lineup, effective, self._step)
+        applied = [str(change) for change in found if change.live] + content
         restart = [str(change) for change in found if not change.live]
         if applied:
             self._take(effective, "config")
+            self._memory.settle(self._station.lineup.identity, known=self._recipe_known)
             self._settings = wanted
         self._say_reloaded(found, applied, restart)
         return _Reloaded(**self._in_force().model_dump(), applied=applied, restart=restart)
-
-    def _changed_content(self, effective: Settings) -> list[str]:
-        """Bundles and learnt limits that are others now, under the same name."""
-        lineup = self._station.lineup
-        at_work = {path: lane.bundle.sha256 for path, lane in lineup.lanes.items()}
-        found = check_settings(effective)
-        models = [
-            f"{path}: model {at_work[path][:12]} -> {bundle.short_hash}"
-            for path, bundle in found.items()
-            if path in at_work and at_work[path] != bundle.sha256
-        ]
-        learnt = [
-            f"{camera.quality}: limits of camera {camera.name}"
-            for camera in effective.cameras
-            if camera.quality == lineup.camera(camera.name).quality
-            and load_limits(camera) != lineup.limits[camera.name]
-        ]
-        return models + learnt
 
     def _say_reloaded(self, found: list[Change], applied: list[str], restart: list[str]) -> None:
         log.info("reloaded", applied=applied, config=self._station.lineup.config)
@@ -232,12 +239,13 @@ class Changeover:
             InspectdError: it cannot be run, or fails its challenge.
         """
         started = time.monotonic()
-        lineup = LineUp(effective, check_settings(effective), self._wiring)
+        lineup = LineUp(effective, check_settings(effective, self._step), self._wiring)
         self._station.check(lineup)
         lineup.start()
         try:
+            self._step()
             result = self._passed_challenge(lineup)
-            self._station.switch(lineup)
+            self._exchange(lineup)
         except BaseException:
             lineup.stop()
             raise
@@ -246,11 +254,26 @@ class Changeover:
         self._metrics.show_recipe(lineup.recipe, lineup.config)
         took_s = round(time.monotonic() - started, 3)
         log.info("changed_over", why=why, recipe=lineup.recipe, config=lineup.config, took_s=took_s)
-        if self._journal is not None:
-            self._journal.event("recipe", self._in_force().model_dump())
+
+    def _exchange(self, lineup: LineUp) -> None:
+        """Put it to work; another recipe only once a start would not go on with the old one.
+
+        Raises:
+            ControlError, InspectdError: the old one goes on.
+        """
+        old = self._station.lineup
+        if lineup.recipe == old.recipe and self._recipe_known:
+            self._station.switch(lineup)
+            return
+        try:
+            self._memory.begin_change(lineup.identity)
+            self._station.switch(lineup)
+        except (ControlError, InspectdError):
+            self._memory.settle(old.identity, known=self._recipe_known)
+            raise
 
     def _passed_challenge(self, lineup: LineUp) -> ChallengeResult:
-        result = run_challenge(lineup)
+        result = run_challenge(lineup, self._step)
         if not result.passed:
             self._note_challenge(result, lineup)
             raise UsageError(f"the challenge failed: {'; '.join(failures(result))}")
@@ -269,9 +292,14 @@ class Changeover:
     def _challenge_running(self) -> None:
         lineup = self._station.lineup
         try:
-            result = run_challenge(lineup)
+            result = run_challenge(lineup, self._step)
+        except Stopped:
+            raise
         except InspectdError as err:  # a picture that is gone proves nothing
             log.error("challenge_unreadable", why=str(err))  # noqa: TRY400 - the message says it all
+            result = ChallengeResult(passed=False, pictures=[])
+        except Exception:  # nor does one that could not be judged
+            log.exception("challenge_broken_off")
             result = ChallengeResult(passed=False, pictures=[])
         self._pass_judgement(result, lineup)
 

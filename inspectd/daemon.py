@@ -31,6 +31,7 @@ from inspectd.observe.logs import Counted
 from inspectd.observe.metrics import Metrics
 from inspectd.observe.systemd import Notifier
 from inspectd.preflight import check_everything, unlearnt
+from inspectd.recipe_memory import RecipeMemory
 from inspectd.signals import Signals
 from inspectd.station import Station
 from inspectd.verdict.control_schema import ControlError, ReloadRequest
@@ -39,7 +40,7 @@ from inspectd.verdict.evidence import EvidenceStore
 from inspectd.verdict.journal import Journal, ReplayDesk
 from inspectd.verdict.publisher import Publisher
 from inspectd.verdict.schema import NoResultReason, State
-from inspectd.workers import LATE_S, Deadline, Worker
+from inspectd.workers import LATE_S, Deadline, Worker, leave_behind
 
 log = structlog.get_logger(__name__)
 
@@ -97,6 +98,23 @@ class Daemon:
             UsageError: what the user gave is wrong; nothing was left running.
             InspectdError: a part that cannot be replaced failed.
         """
+        before = set(threading.enumerate())
+        code = InspectdError.exit_code
+        try:
+            self._run()
+            code = 0
+        except InspectdError as err:
+            code = err.exit_code
+            raise
+        finally:
+            leave_behind([thread for thread in threading.enumerate() if thread not in before], code)
+        return code
+
+    def stop(self) -> None:
+        """Ask the daemon to stop, from any thread."""
+        self._stop.set()
+
+    def _run(self) -> None:
         with self._signals, ExitStack() as running:
             try:
                 self._startup(running)
@@ -105,11 +123,6 @@ class Daemon:
                 self._shutdown(running)
         if self._failure is not None:
             raise InspectdError(f"stopped after a failure: {self._failure}") from self._failure
-        return 0
-
-    def stop(self) -> None:
-        """Ask the daemon to stop, from any thread."""
-        self._stop.set()
 
     # -- startup ------------------------------------------------------------------------------------
 
@@ -123,7 +136,8 @@ class Daemon:
         for why in unlearnt(self.settings):
             log.warning("recipe_not_learnt", why=why)
         self._start_journal(running)
-        recipe, recipe_known = self._recipe()
+        memory = RecipeMemory(self.journal)
+        recipe, recipe_known = memory.at_start(self.settings)
         effective = self.settings.with_recipe(recipe)
         for camera in effective.cameras:
             self.ledger.inspect_only(camera.name, [roi.name for roi in camera.rois])
@@ -140,7 +154,7 @@ class Daemon:
             lineup, self.publisher, self.ledger, self.metrics, keep_frames=effective.evidence.dir is not None
         )
         running.callback(self._stop_engines)
-        self._start_changeover(wiring, running, recipe_known=recipe_known)
+        self._start_changeover(wiring, memory, running, recipe_known=recipe_known)
         commands.attach(self.station, self.changeover, lambda: self.publisher.state)
         self._start_cameras(running)
         forget_what_stays()
@@ -163,23 +177,6 @@ class Daemon:
         self.journal.start()
         self._workers.append(self.journal.worker)
         running.callback(self.journal.stop, 0.5)
-
-    def _recipe(self) -> tuple[str | None, bool]:
-        """The recipe to begin with, and whether it is known to be right: the one that was in force at the end.
-
-        A journal that cannot be read does not know; then the line must be told before anything passes.
-        """
-        configured = self.settings.recipe
-        if self.journal is None or not self.settings.recipes:
-            return configured, True
-        last = self.journal.last_event("recipe")
-        if last is None:
-            return configured, self.journal.state == "ok"
-        recipe = last.get("recipe")
-        if recipe is None or recipe in self.settings.recipes:
-            return recipe, True
-        log.warning("recipe_gone", recipe=recipe, instead=configured)
-        return configured, False
 
     def _start_replay(self, running: ExitStack) -> ReplayDesk | None:
         if self.journal is None or self.settings.journal.path is None:
@@ -221,7 +218,9 @@ class Daemon:
         self.publisher.start()
         running.callback(self.publisher.stop, 1.0)
 
-    def _start_changeover(self, wiring: Wiring, running: ExitStack, *, recipe_known: bool) -> None:
+    def _start_changeover(
+        self, wiring: Wiring, memory: RecipeMemory, running: ExitStack, *, recipe_known: bool
+    ) -> None:
         self.changeover = Changeover(
             self.settings,
             self.station,
@@ -230,6 +229,7 @@ class Daemon:
             vouch=self.publisher.vouch,
             metrics=self.metrics,
             journal=self.journal,
+            memory=memory,
             on_failure=self._on_failure,
             recipe_known=recipe_known,
         )
@@ -318,7 +318,7 @@ class Daemon:
         """In the reverse order of starting, so that each part can still hand on what it has.
 
         1. cameras: all are signalled, then joined, so nothing new comes in
-        2. changeover: what is under way comes to its end
+        2. changeover: a change that is under way is given up at its next step, every command answered
         3. engines: judge what is queued and in flight
         4. publisher: sends every verdict that waits, answers every trigger, then the last heartbeat
         5. evidence, HTTP, replay, and the journal last, when nobody writes to it any more

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from inspectd.changeover import Changeover
+from inspectd.engine.runner import EngineRunner
 from inspectd.errors import FatalEngineError, InspectdError
 from inspectd.station import Station
 from inspectd.verdict.publisher import Publisher
@@ -37,28 +38,23 @@ class Health:
         """Alive: every thread that cannot be replaced runs."""
         if self._parts is None:
             return True, {"startup": "under way"}
-        station, _, _, workers = self._parts
-        engines = (lane.runner.worker for lane in station.lineup.lanes.values())
-        watched = [*engines, *workers]
-        detail = dict.fromkeys((worker.name for worker in watched), "ok")  # two bundles may have the same name
-        detail |= {worker.name: "dead" for worker in watched if not worker.alive}
-        detail["main"] = "ok" if time.monotonic() - self._turned_at < HANG_S else "late"
+        _, detail = self._look()
         return all(why == "ok" for why in detail.values()), detail
 
     def ready(self) -> tuple[bool, dict[str, str]]:
         """Ready: alive and moving, every camera delivers judgeable frames, it is vouched for, and what must be on disk
         before it is published is."""
-        alive, detail = self.alive()
         if self._parts is None:
-            return False, detail
-        station, publisher, changeover, _ = self._parts
+            return False, self.alive()[1]
+        station, publisher, changeover, workers = self._parts
+        runners, detail = self._look()
         now = time.monotonic()
-        for name in self._late(now):
-            if detail[name] == "ok":
+        for name in _late([*runners, *station.left_behind], workers, now):
+            if detail.get(name, "ok") == "ok":
                 detail[name] = "late"
-        for lane in station.lineup.lanes.values():
-            if lane.runner.failing(now):
-                detail[lane.runner.worker.name] = "failing"
+        for runner in runners:
+            if runner.failing(now):
+                detail[runner.worker.name] = "failing"
         if now - self._turned_at >= LATE_S:
             detail["main"] = "late"
         for camera in station.cameras:
@@ -67,7 +63,7 @@ class Health:
             detail["changeover"] = problem
         if publisher.holds_passes_back:
             detail["journal"] = "failing"
-        return alive and all(why == "ok" for why in detail.values()), detail
+        return all(why == "ok" for why in detail.values()), detail
 
     def moving(self) -> bool:
         """Whether every thread makes progress. The main loop asks on each of its turns, which shows that it does.
@@ -83,20 +79,35 @@ class Health:
             return True
         now = time.monotonic()
         passed_s, self._turned_at = min(now - self._turned_at, BLIND_S), now
-        late = self._late(now)
+        runners, detail = self._look()
+        # An engine that was left and hangs keeps frames without an answer: that too only a restart mends.
+        late = _late([*runners, *self._parts[0].left_behind], self._parts[3], now)
         self._hanging_s = {name: self._hanging_s.get(name, 0.0) + passed_s for name in late}
         for name, hanging_s in self._hanging_s.items():
             if hanging_s >= HANG_S:
                 kind = FatalEngineError if name.startswith("engine-") else InspectdError
                 raise kind(f"thread {name}: no sign of life for {hanging_s + LATE_S:.0f} s; only a restart helps")
-        if dead := [name for name, why in self.alive()[1].items() if why == "dead"]:
+        if dead := [name for name, why in detail.items() if why == "dead"]:
             raise InspectdError(f"thread {dead[0]}: it has ended; only a restart helps")
         return not late
 
-    def _late(self, now: float) -> list[str]:
-        """Threads whose sign of life is overdue."""
+    def _look(self) -> tuple[list[EngineRunner], dict[str, str]]:
+        """The engines at work, and which of all threads run. Of one line-up: another may take its place at any time."""
         assert self._parts is not None
         station, _, _, workers = self._parts
-        runners = (lane.runner for lane in station.lineup.lanes.values())
-        late = [runner.worker.name for runner in runners if runner.late_s(now)]
-        return late + [worker.name for worker in workers if worker.late_s(now)]
+        while True:
+            lineup = station.lineup
+            runners = [lane.runner for lane in lineup.lanes.values()]
+            watched = [*(runner.worker for runner in runners), *workers]
+            detail = dict.fromkeys((worker.name for worker in watched), "ok")  # two bundles may have the same name
+            detail |= {worker.name: "dead" for worker in watched if not worker.alive}
+            if station.lineup is lineup:  # else the engines that have ended are those that were left
+                break
+        detail["main"] = "ok" if time.monotonic() - self._turned_at < HANG_S else "late"
+        return runners, detail
+
+
+def _late(runners: Sequence[EngineRunner], workers: Sequence[Worker], now: float) -> list[str]:
+    """Threads whose sign of life is overdue."""
+    late = [runner.worker.name for runner in runners if runner.late_s(now)]
+    return late + [worker.name for worker in workers if worker.late_s(now)]

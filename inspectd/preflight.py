@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from inspectd.capture.probe import check_rois, probe
 from inspectd.capture.quality_file import load_limits
 from inspectd.challenge import check_pictures
 from inspectd.config import CameraConfig, RoiConfig, Settings, read_credentials
+from inspectd.engine.select import check_device
 from inspectd.errors import CaptureError, ConfigError, UsageError
+from inspectd.lineup import LineUp
 from inspectd.model.bundle import Bundle, load_bundle
 from inspectd.source_spec import parse_source
 from inspectd.verdict.decide import Decider
 
 
-def check_settings(settings: Settings) -> dict[Path, Bundle]:
+def check_settings(settings: Settings, step: Callable[[], None] = lambda: None) -> dict[Path, Bundle]:
     """Load and verify every bundle that is used, under one recipe: the one that these settings name.
+
+    `step` is called between its steps, and may raise.
 
     Raises:
         UsageError: the first thing that is wrong.
@@ -29,8 +33,28 @@ def check_settings(settings: Settings) -> dict[Path, Bundle]:
         for roi in camera.rois:
             if roi.part is not None:
                 _check_part(camera, roi, bundles[roi.model or settings.model.bundle])
-    check_pictures(settings)
+    check_pictures(settings, step)
     return bundles
+
+
+def changed_content(lineup: LineUp, settings: Settings, step: Callable[[], None]) -> list[str]:
+    """A line for each bundle, and each camera's learnt limits, that is another than at work, under the same name.
+
+    Raises:
+        UsageError: something that these settings name cannot be used.
+    """
+    at_work = {path: lane.bundle.sha256 for path, lane in lineup.lanes.items()}
+    models = [
+        f"{path}: model {at_work[path][:12]} -> {bundle.short_hash}"
+        for path, bundle in check_settings(settings, step).items()
+        if path in at_work and at_work[path] != bundle.sha256
+    ]
+    learnt = [
+        f"{camera.quality}: limits of camera {camera.name}"
+        for camera in settings.cameras
+        if camera.quality == lineup.camera(camera.name).quality and load_limits(camera) != lineup.limits[camera.name]
+    ]
+    return models + learnt
 
 
 def check_everything(settings: Settings) -> dict[Path, Bundle]:
@@ -39,6 +63,7 @@ def check_everything(settings: Settings) -> dict[Path, Bundle]:
     Raises:
         UsageError: the first thing that is wrong.
     """
+    check_device(settings.engine)
     for camera in settings.cameras:
         read_credentials(camera)
     for camera in settings.with_recipe(settings.recipe).cameras:

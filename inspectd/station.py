@@ -12,6 +12,7 @@ import structlog
 
 from inspectd.capture.camera import Camera
 from inspectd.config import CameraConfig
+from inspectd.engine.runner import EngineRunner
 from inspectd.errors import ConfigError, InspectdError
 from inspectd.lineup import LineUp
 from inspectd.observe.ledger import Ledger
@@ -43,11 +44,17 @@ class Station:
         self._publisher = publisher
         self._ledger = ledger
         self._metrics = metrics
+        self._left: list[EngineRunner] = []  # swapped whole
         self._posts = [self._post(camera, keep_frames) for camera in lineup.settings.cameras]
 
     @property
     def cameras(self) -> list[Camera]:
         return [post.camera for post in self._posts]
+
+    @property
+    def left_behind(self) -> list[EngineRunner]:
+        """Engines of earlier line-ups that have not come to their end: frames may wait for them."""
+        return [runner for runner in self._left if runner.worker.alive]
 
     def start(self) -> None:
         """Let the cameras begin."""
@@ -93,6 +100,8 @@ class Station:
             lineup.go_to_work()
             self.lineup = lineup
             old.retire()
+            self._left += [lane.runner for lane in old.lanes.values()]
+            self._left = self.left_behind  # those that have ended are not kept
             for post in self._posts:
                 config = lineup.camera(post.camera.name)
                 self._ledger.inspect_only(config.name, [roi.name for roi in config.rois])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -17,6 +21,23 @@ HANG_S = 8.0
 """A thread, or a batch with its device, that has been late for so long never comes back: only a new process helps."""
 BEAT_S = 0.25
 """So long at most a thread waits for work without giving a sign."""
+
+
+def leave_behind(threads: Sequence[threading.Thread], code: int) -> None:
+    """Have the process end with `code` although these threads have not come back.
+
+    One of them may be inside a C++ library, and an interpreter that ends under it is killed (SIGABRT). Only in the main
+    thread: elsewhere the process is somebody else's.
+    """
+    if threads and threading.current_thread() is threading.main_thread():
+        atexit.register(_end, code)
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(code)
 
 
 class Deadline:

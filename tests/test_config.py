@@ -239,6 +239,15 @@ def test_a_bundle_that_is_bound_in_one_place_is_bound_wherever_it_is_named(write
     assert settings.with_recipe("lid").bindings == {tmp_path / "bundle": ONE}
 
 
+@pytest.mark.parametrize("spelling", ["./bundle", "bundle/", "../{folder}/bundle", "other/../bundle"])
+def test_a_binding_counts_however_the_folder_is_spelt(write, tmp_path, spelling):
+    text = RECIPE.replace("MODEL", f'model = "{spelling.format(folder=tmp_path.name)}"')
+    settings = load_settings(write(text, **{'"bundle"\n': f'"bundle"\nsha256 = "{ONE}"\n'}), {})
+    assert set(settings.with_recipe("lid").bindings.values()) == {ONE}
+    named = next(roi for roi in settings.recipes["lid"].rois if roi.model is not None)
+    assert named.model_sha256 == ONE
+
+
 def test_each_mention_of_a_bundle_can_bind_it(write, tmp_path):
     """A recipe's bundle and a region's; under another recipe other bundles are bound."""
     text = RECIPE.replace('"lid"\n', f'"lid"\nsha256 = "{ONE}"\n').replace(

@@ -110,6 +110,16 @@ def test_a_recording_waits_and_loses_nothing():
     assert seen == list(range(200))
 
 
+def test_who_does_not_want_to_wait_for_ever_says_so():
+    """An engine that takes nothing, and somebody who has better things to do."""
+    batcher = make_batcher({"file": QueueSpec(1, live=False)})
+    put(batcher, "file", 0)
+    with pytest.raises(TimeoutError):
+        batcher.acquire("file", 0.01)
+    batcher.take(block=False)
+    batcher.give_back(batcher.acquire("file", 0.01))
+
+
 def test_a_live_camera_always_finds_a_slot_while_the_engine_keeps_two_batches():
     """The slot count covers full queues, a crop in every hand, and all batches in flight."""
     queues = {"a": LIVE, "b": LIVE}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import deque
 from collections.abc import Sequence
 
@@ -338,6 +339,19 @@ def test_weights_of_another_network_are_refused(tmp_path, bundle):
     save_file(state, tmp_path / WEIGHTS)
     with pytest.raises(BundleError, match=r"fc\.weight is missing"):
         load_network(write_manifest(tmp_path, bundle.manifest))
+
+
+def test_weights_that_are_copied_over_a_verified_bundle_never_run(tmp_path, bundle):
+    """Between the check and the start of its engine: good weights, but not those that were hashed."""
+    from safetensors.torch import load_file, save_file
+
+    from inspectd.engine.torch_device import load_network
+
+    shutil.copy(bundle.path / WEIGHTS, tmp_path)
+    verified = write_manifest(tmp_path, bundle.manifest)
+    save_file({name: tensor + 1 for name, tensor in load_file(bundle.path / WEIGHTS).items()}, tmp_path / WEIGHTS)
+    with pytest.raises(BundleError, match=r"model\.safetensors: SHA-256 is"):
+        load_network(verified)
 
 
 def test_a_bundle_without_weights_is_refused(tmp_path, bundle):

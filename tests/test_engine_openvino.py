@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from inspectd.engine.base import Slot
 from inspectd.engine.openvino import OpenVinoEngine, choose_precision
 from inspectd.engine.select import make_engine
 from inspectd.errors import BundleError, ConfigError, EngineError
+from inspectd.model import bundle as model_bundle
 from inspectd.model.bundle import Bundle, ClassSpec, Copy, Manifest, write_manifest
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.runtime import import_openvino
@@ -308,6 +310,30 @@ def test_a_copy_that_is_not_what_the_manifest_says_is_refused(tmp_path, model, t
     with pytest.raises(BundleError, match=message) as caught:
         OpenVinoEngine(bundle, EngineConfig(), "test")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_what_is_copied_over_a_verified_bundle_never_runs(tmp_path, name):
+    """Between the check and the start of its engine: a good network, but not the one that was hashed."""
+    bundle = write_bundle(tmp_path / "meant")
+    write_bundle(tmp_path / "other", model=lambda: tiny_model(classes=4))
+    shutil.copy(tmp_path / "other/openvino" / name, tmp_path / "meant/openvino")
+    with pytest.raises(BundleError, match=rf"{name}: SHA-256 is"):
+        make_engine(bundle, EngineConfig(device="cpu"))
+
+
+def test_what_is_copied_over_it_once_it_was_read_does_not_run_either(tmp_path, monkeypatch):
+    """The engine is made of the very bytes that were hashed, whatever is on disk a moment later."""
+    bundle = write_bundle(tmp_path / "meant")
+    write_bundle(tmp_path / "other", model=lambda: tiny_model(classes=4))
+    check = model_bundle._check_hash
+
+    def then_copied(root: Path, name: str, *hashes: str) -> None:
+        check(root, name, *hashes)
+        shutil.copy(tmp_path / "other" / name, root / name)
+
+    monkeypatch.setattr(model_bundle, "_check_hash", then_copied)
+    make_engine(bundle, EngineConfig(device="cpu")).close()
 
 
 ALL: tuple[Copy, ...] = ("openvino", "openvino-int8")

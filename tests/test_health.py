@@ -44,7 +44,7 @@ def daemon(clock, worker):
     idle.start()
     made = Health()
     made.attach(
-        SimpleNamespace(lineup=SimpleNamespace(lanes={}), cameras=[]),
+        SimpleNamespace(lineup=SimpleNamespace(lanes={}), cameras=[], left_behind=[]),
         SimpleNamespace(workers=(idle,), holds_passes_back=False),
         SimpleNamespace(worker=idle, problem=None),
         [worker],
@@ -115,6 +115,34 @@ def test_a_thread_that_ended_is_dead_and_the_end(daemon, worker):
     assert not daemon.alive()[0]
     with pytest.raises(InspectdError, match="thread patient: it has ended"):
         daemon.moving()
+
+
+def engine(name, *, alive=True, late_s=0.0):
+    worker = SimpleNamespace(name=name, alive=alive)
+    return SimpleNamespace(runner=SimpleNamespace(worker=worker, late_s=lambda now: late_s, failing=lambda now: False))
+
+
+class Exchanging:
+    """A station that puts the second line-up in the place of the first at the very moment at which it is looked at."""
+
+    def __init__(self, *lanes):
+        self.cameras = self.left_behind = []
+        self._lineups = [SimpleNamespace(lanes={"a": lane}) for lane in lanes]
+
+    @property
+    def lineup(self):
+        return self._lineups.pop(0) if len(self._lineups) > 1 else self._lineups[0]
+
+
+def test_an_exchange_of_line_ups_is_no_fault(daemon):
+    """The old engine has ended, as it should; and what is said of the new one is said of that alone."""
+    left = engine("engine-old", alive=False, late_s=5.0)
+    _, *others = daemon._parts
+    for new, why in ((engine("engine-new"), "ok"), (engine("engine-new", late_s=1.0), "late")):
+        daemon._parts = (Exchanging(left, new), *others)
+        assert daemon.moving() is (why == "ok")
+        daemon._parts = (Exchanging(left, new), *others)
+        assert daemon.ready() == (why == "ok", {"engine-new": why, "patient": "ok", "idle": "ok", "main": "ok"})
 
 
 def test_until_the_daemon_is_complete_it_is_alive_and_not_ready():

@@ -179,7 +179,7 @@ class Station(RuleBasedStateMachine):
             expected = None
             if arrival >= self.reader.valid_from:
                 expected = self.reader.see(Seen(index, SIGHT[kind], arrival, message))
-            self.same(self.counter.frame(message, arrival, None), expected)
+            self.same(self.counter.frame(message, arrival, 0.0), expected)
 
     @rule(kind=st.sampled_from("xxcn"), late=st.booleans())
     def refused(self, kind, late):
@@ -198,7 +198,7 @@ class Station(RuleBasedStateMachine):
         if arrival >= self.reader.valid_from:
             expected = self.reader.due(arrival)
             self.reader.unseen[index] = message.reason
-        self.same(self.counter.frame(message, arrival, None), expected)
+        self.same(self.counter.frame(message, arrival, 0.0), expected)
 
     @rule(what=st.sampled_from(["a while", "long", "long, and asked", "camera_down", "not_ready", "model"]))
     def something_else(self, what):

@@ -14,6 +14,8 @@ from daemon_process import DaemonProcess
 from faulty_camera import FaultyCamera, kind_at
 from line import Line, running_daemon
 
+from inspectd import challenge
+
 CONFIG = """
 [model]
 bundle = "bundle"
@@ -188,9 +190,20 @@ def test_the_clock_challenges_too(folder, monkeypatch):
         assert count("inspectd_challenge_passed") == 0
 
 
-def test_a_golden_picture_that_is_gone_is_a_failed_challenge(line, folder):
-    """What cannot be shown proves nothing."""
+def test_a_challenge_that_cannot_be_held_is_a_failed_one(line, folder, monkeypatch):
+    """A golden picture that is gone, no memory to judge it in: what cannot be shown proves nothing."""
+    kept = (folder / "scratch.png").read_bytes()
     (folder / "scratch.png").unlink()
+    assert not line.ask("challenge")["passed"]
+    line.verdict(lambda m: m["reason"] == "not_ready")
+    (folder / "scratch.png").write_bytes(kept)
+    assert line.ask("challenge")["passed"]
+    line.verdict(lambda m: m["reason"] is None)
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(challenge, "read_golden", no_memory)
     assert not line.ask("challenge")["passed"]
     line.verdict(lambda m: m["reason"] == "not_ready")
 
@@ -254,7 +267,8 @@ def test_the_journal_knows_every_change(line, folder):
     with sqlite3.connect(folder / "journal.db") as journal:
         kinds = [kind for (kind,) in journal.execute("SELECT kind FROM rows ORDER BY number")]
     changes = [kind for kind in kinds if kind not in ("verdict", "status", "message")]
-    assert changes == ["boot", "challenge", "challenge", "recipe", "challenge", "challenge", "recipe", "config"]
+    switched, refused, reloaded = ["recipe", "challenge", "recipe"], ["challenge"], ["challenge", "recipe", "config"]
+    assert changes == ["boot", "challenge", *switched, *refused, *reloaded]
 
 
 def test_a_recipe_outlives_a_restart(folder, monkeypatch):

@@ -55,7 +55,7 @@ class Line:
         return self.parts
 
     def tell(self, message: Verdict, arrival: float = 0.0) -> None:
-        self.took(self.counter.frame(message, arrival, None))
+        self.took(self.counter.frame(message, arrival, 0.0))
 
     def took(self, part: PartResult | None) -> PartResult | None:
         if part is not None:
@@ -72,14 +72,14 @@ def summary(part: PartResult) -> str:
 
 def test_what_lies_behind_a_hole_is_another_part() -> None:
     """The process stood still, or a camera was quiet: what is seen then may be the end of the next part but one."""
-    line = Line()
+    line = Line(seen_empty=False)
     line.watch("....pppppp" + 60 * "_" + "pppppp....pppp....")
     assert [summary(part) for part in line.parts] == ["camera_down 4-9", "camera_down 10-15", "pass 20-23"]
 
 
 def test_a_defect_that_was_seen_before_a_hole_stands() -> None:
     """A fail needs no whole part."""
-    line = Line()
+    line = Line(seen_empty=False)
     line.watch("....ppfp" + 60 * "_" + "pp....")
     assert [part.verdict for part in line.parts] == ["fail", "no_result"]
 
@@ -88,7 +88,7 @@ def test_a_defect_that_was_seen_before_a_hole_stands() -> None:
 def test_a_hole_that_cannot_hide_an_empty_station_is_none(fps: float) -> None:
     """Of three frames that tell parts apart two were left out; with the third it is another part."""
     for left_out, told in ((2, ["pass"]), (3, ["no_result", "no_result"])):
-        line = Line(leave_frames=3)
+        line = Line(seen_empty=False, leave_frames=3)
         line.watch("....ppp" + left_out * "_" + "ppp....", fps=fps)
         assert [part.verdict for part in line.parts] == told
 
@@ -96,14 +96,14 @@ def test_a_hole_that_cannot_hide_an_empty_station_is_none(fps: float) -> None:
 def test_arrivals_alone_come_unevenly() -> None:
     """Where frames carry no time of their own, what is shorter than a quarter of a second is no hole."""
     for left_out, told in ((6, ["pass"]), (9, ["no_result", "no_result"])):
-        line = Line()
+        line = Line(seen_empty=False)
         line.watch("....ppp" + left_out * "_" + "ppp....", pts=False)
         assert [part.verdict for part in line.parts] == told
 
 
 def test_a_recording_that_begins_anew_is_no_continuation() -> None:
     """Its time goes back."""
-    line = Line()
+    line = Line(seen_empty=False)
     line.watch("....ppp")
     line.watch("ppp....ppp....")
     assert [part.verdict for part in line.parts] == ["no_result", "no_result", "pass"]
@@ -111,7 +111,7 @@ def test_a_recording_that_begins_anew_is_no_continuation() -> None:
 
 def test_frames_that_are_told_early_are_no_hole() -> None:
     """Five refused ones overtake five that the engine still has."""
-    line = Line()
+    line = Line(seen_empty=False)
     line.watch("....ppp")
     for index in (*range(12, 17), *range(7, 12), *range(17, 20)):
         kind = "c" if 12 <= index < 17 else "p"
@@ -125,7 +125,7 @@ def test_frames_that_are_told_early_are_no_hole() -> None:
 
 def test_a_camera_that_slows_down_is_believed_again() -> None:
     """From 30 to 5 frames a second, as some do at night: soon that is no hole any more."""
-    line = Line()
+    line = Line(seen_empty=False)
     line.watch("....ppp....")
     line.watch("........ppp....ppp....", fps=5, begin=1000 + 11 / 30)
     assert [part.verdict for part in line.parts] == ["pass", "pass", "pass"]
@@ -416,7 +416,7 @@ CONFIGS = st.builds(
 
 def told(config: PartConfig, messages: Iterable[Verdict]) -> tuple[list[PartResult], int]:
     counter = PartCounter(config, frozenset({"empty"}))
-    results = [counter.frame(message, 0.0, None) for message in messages]
+    results = [counter.frame(message, 0.0, 0.0) for message in messages]
     return [result for result in results if result is not None], counter.flickers
 
 

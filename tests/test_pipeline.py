@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from journal_kit import eventually
 from scripted_engine import EngineError, FatalEngineError, ScriptedEngine
 
 from inspectd.config import CameraConfig, DecisionConfig
@@ -208,19 +209,21 @@ def test_one_failed_batch_costs_only_its_own_crops():
 
 
 def test_failures_that_follow_one_another_are_told_until_a_batch_succeeds(monkeypatch):
-    """An engine that does nothing but fail is `failing`; one that nobody has asked for long is not."""
-    monkeypatch.setattr(runner, "LATE_S", 0.0)
-    bench = Bench(max_batch_size=2)
-    assert not bench.runner.failing(time.monotonic())
-    bench.engine.fail_next.append(EngineError("one bad batch"))
-    bench.producer.inspect(bench.frame())
+    """Some within a second, or three with any pause between them; not a few, long after the last of them."""
+    sick = True
+    bench = Bench(answer=lambda pixels: np.array([np.nan if sick else 1, 0], np.float32), max_batch_size=2)
     bench.runner.start()
-    bench.wait_for(2)
-    bench.engine.fail_next.append(EngineError("another"))
+    assert not bench.runner.failing(time.monotonic())
+    monkeypatch.setattr(runner, "LATE_S", 0.0)
     bench.producer.inspect(bench.frame())
-    bench.wait_for(4)
-    assert bench.runner.failing(time.monotonic())
-    assert not bench.runner.failing(time.monotonic() + runner.HANG_S)
+    bench.wait_for(2)
+    eventually(lambda: bench.runner.failing(time.monotonic()))
+    monkeypatch.setattr(runner, "LATE_S", 60.0)
+    assert not bench.runner.failing(time.monotonic()), "an accident"
+    for _ in range(runner.FAILURES):
+        bench.producer.inspect(bench.frame())
+    eventually(lambda: bench.runner.failing(time.monotonic() + 1000))
+    sick = False
     bench.producer.inspect(bench.frame())
     assert bench.runner.stop(10)
     assert not bench.runner.failing(time.monotonic())
@@ -230,11 +233,11 @@ def test_an_engine_that_fails_for_too_long_is_dead(monkeypatch):
     """Its failure is fatal: only a new process helps, if anything does."""
     monkeypatch.setattr(runner, "LATE_S", 0.0)
     monkeypatch.setattr(runner, "HANG_S", 0.0)
-    bench = Bench(answer=lambda pixels: np.array([np.nan, 0], np.float32))
-    bench.producer.inspect(bench.frame())
+    bench = Bench(answer=lambda pixels: np.array([np.nan, 0], np.float32), max_batch_size=1)
+    for _ in range(2):
+        bench.producer.inspect(bench.frame())
     bench.runner.start()
-    bench.wait_for(2)
-    assert bench.runner.stop(10)
+    assert bench.runner.worker.join(10)  # by itself
     assert [type(err) for err in bench.failures] == [FatalEngineError]
     assert {reason for _, _, _, reason in bench.verdicts()} == {"engine_error"}
     assert bench.balanced()

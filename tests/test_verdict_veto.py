@@ -72,7 +72,7 @@ def test_a_part_counts_while_it_is_fresh_vouched_for_and_recorded() -> None:
         part_flicker = part_stuck = part
 
     stream = PartStream("b00t", tell, Metrics())
-    stream.use({("top", "part"): RoiParts(PartConfig(), frozenset({"empty"}))}, roster(("top",)).cameras)
+    stream.use({("top", "part"): RoiParts(PartConfig(), frozenset({"empty"}))})
     begin = time.monotonic()
     for index, kind in enumerate("...ppp..."):
         frame = FrameInfo(index=index, pts=float(index), clock="arrival")
@@ -99,7 +99,7 @@ def test_what_an_earlier_line_up_saw_begins_no_part_of_the_next() -> None:
 
     before = time.monotonic()
     stream = PartStream("b00t", lambda make, *_: parts.append(make(1)), Metrics())
-    stream.use({("top", "part"): RoiParts(PartConfig(), frozenset({"empty"}))}, ())
+    stream.use({("top", "part"): RoiParts(PartConfig(), frozenset({"empty"}))})
     for index in range(3):
         stream.verdict(verdict(".", index), before, before)
     now = time.monotonic()

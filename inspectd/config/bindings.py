@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -34,21 +35,24 @@ def bind_everywhere(settings: Settings) -> Settings:
     recipes = settings.recipes
     mentions = [*named_bundles(settings.model, (*settings.cameras, *recipes.values()))]
     mentions += [(recipe.bundle, recipe.sha256) for recipe in recipes.values() if recipe.bundle is not None]
-    bound: dict[Path, str] = {}
+    bound: dict[str, str] = {}
     for bundle, sha256 in mentions:
-        if sha256 is not None and bound.setdefault(bundle, sha256) != sha256:
-            raise ValueError(f"{bundle}: is bound to two hashes, {bound[bundle]} and {sha256}")
+        if sha256 is not None and (first := bound.setdefault(os.path.normpath(bundle), sha256)) != sha256:
+            raise ValueError(f"{bundle}: is bound to two hashes, {first} and {sha256}")
+
+    def bound_to(bundle: Path | None) -> str | None:
+        """`one` and `../line/one` are one folder."""
+        return None if bundle is None else bound.get(os.path.normpath(bundle))
 
     def regions(rois: Iterable[_Roi]) -> tuple[_Roi, ...]:
-        return tuple(roi.model_copy(update={"model_sha256": roi.model and bound.get(roi.model)}) for roi in rois)
+        return tuple(roi.model_copy(update={"model_sha256": bound_to(roi.model)}) for roi in rois)
 
     def of_recipe(recipe: RecipeConfig) -> RecipeConfig:
-        sha256 = recipe.bundle and bound.get(recipe.bundle)
-        return recipe.model_copy(update={"sha256": sha256, "rois": regions(recipe.rois)})
+        return recipe.model_copy(update={"sha256": bound_to(recipe.bundle), "rois": regions(recipe.rois)})
 
     return settings.model_copy(
         update={
-            "model": settings.model.model_copy(update={"sha256": bound.get(settings.model.bundle)}),
+            "model": settings.model.model_copy(update={"sha256": bound_to(settings.model.bundle)}),
             "cameras": tuple(each.model_copy(update={"rois": regions(each.rois)}) for each in settings.cameras),
             "recipes": {name: of_recipe(recipe) for name, recipe in recipes.items()},
         }

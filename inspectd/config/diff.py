@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ LIVE_CAMERA_KEYS = (
     "trigger_delay_ms",
     "rois",
 )
+_ABSENT = "absent"
 _SHOWN = 80
-"""Characters of a value that are shown."""
+_BEFORE = 20
+"""Characters of a value that are shown, and of these before the first that is another now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,25 @@ def changes(old: Settings, new: Settings) -> list[Change]:
     """Every key whose value differs, as it is written in the file; cameras and ROIs by their names."""
     before, after = _flat(old), _flat(new)
     return [
-        Change(key, before.get(key, "absent"), after.get(key, "absent"), _is_live(key, old, new))
+        Change(key, *_shown(before.get(key, _ABSENT), after.get(key, _ABSENT)), _is_live(key, old, new))
         for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
     ]
+
+
+def _shown(old: Any, new: Any) -> tuple[str, str]:
+    """Two values that differ, as people may see them: without credentials, and cut to where they differ."""
+    before, after = redact(str(old)), redact(str(new))
+    if before == after:
+        return _cut(before, 0), "the same with other credentials"
+    alike = next((at for at, pair in enumerate(zip(before, after, strict=False)) if len(set(pair)) > 1), 0)
+    return _cut(before, alike), _cut(after, alike)
+
+
+def _cut(text: str, alike: int) -> str:
+    start = max(0, alike - _BEFORE) if len(text) > _SHOWN else 0
+    end = start + _SHOWN
+    return f"{'…' if start else ''}{text[start:end]}{'…' if end < len(text) else ''}"
 
 
 def take_live(old: Settings, new: Settings) -> Settings:
@@ -82,19 +100,25 @@ def _is_live(key: str, old: Settings, new: Settings) -> bool:
     return in_both and rest.partition(".")[0].partition("[")[0] in LIVE_CAMERA_KEYS
 
 
-def _flat(settings: Settings) -> dict[str, str]:
-    flat: dict[str, str] = {}
+def _flat(settings: Settings) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     _flatten("", settings.model_dump(mode="json"), flat)
     return flat
 
 
-def _flatten(key: str, value: Any, flat: dict[str, str]) -> None:
+def _flatten(key: str, value: Any, flat: dict[str, Any]) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             _flatten(f"{key}.{name}" if key else name, item, flat)
     elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
-            _flatten(f"{key}[{item.get('name', number)}]", item, flat)
+            _flatten(f"{key}[{_name(item, number)}]", item, flat)
     else:
-        text = redact(str(value))
-        flat[key] = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        flat[key] = value
+
+
+def _name(item: Mapping[str, Any], number: int) -> str:
+    """What stands for an item of a list: its name; a recipe's ROIs have theirs per camera."""
+    if "name" not in item:
+        return str(number)
+    return f"{item['camera']}/{item['name']}" if "camera" in item else str(item["name"])

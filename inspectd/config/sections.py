@@ -162,11 +162,6 @@ class CameraConfig(Section):
         spec = parse_source(self.source)
         return spec.kind != "file" or spec.flag("realtime")
 
-    @property
-    def queued_outside(self) -> bool:
-        """Whether frames wait outside this process while it does not read; others come into being when it asks."""
-        return parse_source(self.source).kind in ("rtsp", "usb")
-
 
 class DecisionConfig(Section):
     """Overrides of the bundle's thresholds; what is absent stays as the bundle has it."""

@@ -23,7 +23,7 @@ from inspectd.errors import Stopped
 from inspectd.frame import U8, Box, Clock, Frame
 from inspectd.observe.ledger import Ticket
 from inspectd.trigger import Trigger
-from inspectd.workers import BEAT_S
+from inspectd.workers import BEAT_S, Deadline
 
 
 @dataclass(slots=True, eq=False)
@@ -84,18 +84,23 @@ class Batcher:
         self._closed = False
         self._drained = False  # closed, and `take` has said so to the engine thread
 
-    def acquire(self, camera: str) -> Slot:
+    def acquire(self, camera: str, timeout_s: float | None = None) -> Slot:
         """A free slot for one crop of `camera`; it must come back by `put` or `give_back`.
 
-        Never blocks for a live camera. For a recording it waits until the queue has room.
+        Never blocks for a live camera. For a recording it waits until the queue has room, `timeout_s` at most.
 
         Raises:
             Stopped: the batcher was closed.
+            TimeoutError: the queue had no room in time.
         """
         spec, queue = self._specs[camera], self._queues[camera]
+        deadline = None if timeout_s is None else Deadline(timeout_s)
         with self._mutex:
             while not self._closed and not (self._free and (spec.live or len(queue) < spec.capacity)):
-                self._freed.wait()
+                left = None if deadline is None else deadline.left()
+                if left == 0.0:
+                    raise TimeoutError(f"the engine takes nothing of {camera!r}")
+                self._freed.wait(left)
             if self._closed:
                 raise Stopped("the engine takes no more crops")
             return self._free.popleft()

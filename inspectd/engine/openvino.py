@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from inspectd.config import EngineConfig
 from inspectd.engine.base import Engine, EngineInfo, Scores, Slot
 from inspectd.errors import BundleError, ConfigError, EngineError, FatalEngineError
 from inspectd.frame import U8
-from inspectd.model.bundle import Bundle, Copy, Manifest
+from inspectd.model.bundle import COPY_MODEL, Bundle, Copy
 from inspectd.model.runtime import import_openvino, openvino_core
 
 _PAGE = 4096
@@ -59,7 +58,7 @@ class OpenVinoEngine(Engine):
         self._ov = import_openvino()
         core = openvino_core()
         precision = choose_precision(config, bundle, *_processor(core))
-        model = _read_model(self._ov, core, bundle.copy_path(precision.copy), bundle.manifest)
+        model = _read_model(self._ov, core, bundle, precision.copy)
         threads = config.threads or len(os.sched_getaffinity(0))
         streams = _streams(threads)
         settings = {
@@ -160,7 +159,7 @@ def choose_precision(config: EngineConfig, bundle: Bundle, capabilities: Sequenc
     def rest(copy: Copy) -> tuple[str, str]:
         """What is not quantised runs in, and why."""
         if copy in bundle.manifest.float32:
-            return "f32", "bf16 did not pass the bundle's gate"
+            return "f32", "bf16 has not passed the bundle's gate"
         return ("bf16", "processor has bf16") if native == "bf16" else ("f32", "processor has no fast bf16")
 
     match config.precision:
@@ -198,16 +197,18 @@ def _streams(threads: int) -> int:
     return min(threads, max(2, threads // 4))
 
 
-def _read_model(ov: Any, core: Any, path: Path, manifest: Manifest) -> Any:
+def _read_model(ov: Any, core: Any, bundle: Bundle, copy: Copy) -> Any:
     """The copy, reshaped to one picture and checked against the manifest.
 
     Raises:
         BundleError: not readable, or not uint8 [?, height, width, 3] in and float32 [?, *output_shape] out.
     """
+    path, manifest = bundle.copy_path(copy), bundle.manifest
+    network, weights = bundle.read(COPY_MODEL[copy]), bundle.read(f"{copy}/model.bin")
     want_in = [1, manifest.preprocess.height, manifest.preprocess.width, 3]
     want_out = [1, *manifest.output_shape]
     try:
-        model = core.read_model(path)
+        model = core.read_model(network, weights)
         if len(model.inputs) != 1 or len(model.outputs) != 1:
             raise BundleError(f"{path}: has {len(model.inputs)} inputs and {len(model.outputs)} outputs, not one each")
         if model.input().element_type != ov.Type.u8 or not model.input().partial_shape.compatible(

@@ -16,6 +16,9 @@ from inspectd.errors import EngineError, FatalEngineError
 from inspectd.observe.logs import Counted
 from inspectd.workers import HANG_S, LATE_S, Worker
 
+FAILURES = 3
+"""So many batches that failed one after the other are no accident, however long the line paused between them."""
+
 
 class ScoreSink(Protocol):
     """Where the runner delivers; for every crop it took, exactly one of these is called, in its thread."""
@@ -51,11 +54,10 @@ class EngineRunner:
         self._name = name
         self.worker = Worker(name, self._run, on_failure)
         self._pending: deque[tuple[list[Crop], float]] = deque()  # batches in flight with their submission times
-        # Written by the engine thread, read by the supervisor; a float, a pair or None is swapped whole.
+        # Written by the engine thread, read by the supervisor; a float, a tuple or None is swapped whole.
         self._busy_since: float | None = None
-        self._failing: tuple[float, float] | None = (
-            None  # first and last of the batches that failed one after the other
-        )
+        # How many batches have failed one after the other, and when the first and the last of them did.
+        self._failing: tuple[int, float, float] | None = None
 
     def start(self) -> None:
         self.worker.start()
@@ -72,9 +74,11 @@ class EngineRunner:
         return max(late_s, self.worker.late_s(now))
 
     def failing(self, now: float) -> bool:
-        """Whether nothing but failures has come from the engine for a second; nothing at all for long is no failure."""
-        failing = self._failing
-        return failing is not None and failing[1] - failing[0] >= LATE_S and now - failing[1] < HANG_S
+        """Whether nothing but failures comes from the engine: `FAILURES` of them, or for the last second."""
+        if (failing := self._failing) is None:
+            return False
+        count, first, last = failing
+        return count >= FAILURES or (last - first >= LATE_S and now - last < HANG_S)
 
     def _run(self, stop: threading.Event) -> None:
         try:
@@ -92,6 +96,7 @@ class EngineRunner:
     def _turn(self) -> bool:
         """One turn: submit what waits, then collect the oldest batch once nothing more can be submitted."""
         self.worker.beat(LATE_S + self._batcher.max_wait_s)
+        self._give_up_if_dead(time.monotonic())
         batch = self._batcher.take(block=not self._pending)
         if batch:
             self._submit(batch)
@@ -146,16 +151,20 @@ class EngineRunner:
             self._note_failure(now)
 
     def _note_failure(self, now: float) -> None:
-        """An engine that does nothing but fail is as good as dead.
+        count, first, _ = self._failing or (0, now, now)
+        self._failing = count + 1, first, now
+
+    def _give_up_if_dead(self, now: float) -> None:
+        """An engine that does nothing but fail is as good as dead, also where nobody asks it any more.
 
         Raises:
             FatalEngineError: that has gone on for so long that only a restart can help.
         """
-        first, last = self._failing or (now, now)
-        since = first if now - last < HANG_S else now
-        self._failing = since, now
-        if now - since >= LATE_S + HANG_S:
-            raise FatalEngineError(f"every batch has failed for {now - since:.0f} s; only a restart can help")
+        if self._failing is None:
+            return
+        count, first, _ = self._failing
+        if count >= FAILURES and now - first >= LATE_S + HANG_S:
+            raise FatalEngineError(f"every batch has failed for {now - first:.0f} s; only a restart can help")
 
     @staticmethod
     def _each(crops: Sequence[Crop], deliver: Callable[[Crop], None]) -> None:

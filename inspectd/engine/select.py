@@ -42,10 +42,22 @@ def make_engine(bundle: Bundle, config: EngineConfig) -> Engine:
         if (problem := _cuda_problem(index=0)) is not None:
             return _openvino(bundle, config, f"auto: {problem}")
         return _cuda(bundle, config, 0, "auto: a GPU is there")
-    index = int(config.device.partition(":")[2] or 0)
-    if (problem := _cuda_problem(index)) is not None:
+    check_device(config)
+    return _cuda(bundle, config, _index(config.device), f"engine.device = {config.device}")
+
+
+def check_device(config: EngineConfig) -> None:
+    """See whether the GPU is there that is asked for by name.
+
+    Raises:
+        ConfigError: it is not, or cannot be used.
+    """
+    if config.device.startswith("cuda") and (problem := _cuda_problem(_index(config.device))) is not None:
         raise ConfigError(f"engine.device: {config.device}: {problem}; use auto or cpu")
-    return _cuda(bundle, config, index, f"engine.device = {config.device}")
+
+
+def _index(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
 
 
 def _cuda_problem(index: int) -> str | None:
@@ -55,7 +67,7 @@ def _cuda_problem(index: int) -> str | None:
     try:
         import torch
     except ImportError:
-        return "torch is not installed (pip install inspectd[cuda])"
+        return "torch is not installed (pip install inspectd[cuda]; install.sh --with torch,torchvision)"
     if torch.version.cuda is None:
         return "the installed torch is built without CUDA (pip install inspectd[cuda])"
     if not torch.cuda.is_available():

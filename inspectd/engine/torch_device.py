@@ -17,7 +17,7 @@ from inspectd.engine.cuda import LANES, CudaEngine, OutOfMemory, Stream
 from inspectd.errors import BundleError, ConfigError, FatalEngineError
 from inspectd.frame import U8
 from inspectd.model.bundle import WEIGHTS, Bundle, Manifest
-from inspectd.model.network import build_network, load_weights
+from inspectd.model.network import build_network, load_bundle_weights
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -55,7 +55,7 @@ def load_network(bundle: Bundle) -> nn.Module:
     if WEIGHTS not in bundle.manifest.files:
         raise BundleError(f"{bundle.path}: has no {WEIGHTS}, which the CUDA engine needs; set engine.device to cpu")
     network = build_network(bundle.manifest)
-    load_weights(network, bundle.path / WEIGHTS)
+    load_bundle_weights(network, bundle)
     network.eval().requires_grad_(requires_grad=False)
     fold_batch_norm(network)
     return network

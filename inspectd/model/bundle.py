@@ -139,7 +139,8 @@ class Manifest(_Strict):
     training: dict[str, Any] = Field(default_factory=dict)
     """Data fingerprint, seed, arguments: how the weights came to be."""
     float32: tuple[Copy, ...] = ()
-    """Copies that passed their gate only with float32 where the processor would use bf16; they run so everywhere."""
+    """Copies that passed their gate with float32 only, as bf16 failed it or the processor had none; they run so
+    everywhere."""
     files: dict[str, str]
     """Relative POSIX path -> SHA-256 in hex, of every file but `bundle.json` itself."""
 
@@ -203,6 +204,20 @@ class Bundle:
         if copy not in self.copies:
             raise BundleError(f"{self.path}: has no {copy} copy; `inspectd train` writes one")
         return self.path / COPY_MODEL[copy]
+
+    def read(self, name: str) -> bytes:
+        """A file's content, hashed after it was read: what goes to work is what was verified, whatever is copied then.
+
+        Raises:
+            BundleError: it is not what the manifest says any more.
+        """
+        _check_place(self.path, name)
+        try:
+            content = (self.path / name).read_bytes()
+        except OSError as err:
+            raise BundleError(f"{self.path / name}: cannot be read: {err.strerror}") from err
+        _check_hash(self.path, name, hashlib.sha256(content).hexdigest(), self.manifest.files[name])
+        return content
 
 
 def file_sha256(path: Path) -> str:
@@ -318,6 +333,10 @@ def _verify_content(root: Path, name: str, expected: str) -> None:
         actual = file_sha256(root / name)
     except OSError as err:
         raise BundleError(f"{root / name}: cannot be read: {err.strerror}") from err
+    _check_hash(root, name, actual, expected)
+
+
+def _check_hash(root: Path, name: str, actual: str, expected: str) -> None:
     if actual != expected:
         raise BundleError(
             f"{root / name}: SHA-256 is {actual[:12]}…, {MANIFEST} says {expected[:12]}…; "

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from inspectd.errors import BundleError, DataError
-from inspectd.model.bundle import Manifest
+from inspectd.model.bundle import WEIGHTS, Bundle, Manifest
 
 StartWeights = Literal["imagenet", "none"] | Path
 """Where training starts: torchvision's ImageNet weights, random ones, or a file."""
@@ -56,6 +56,24 @@ def load_weights(module: nn.Module, path: Path) -> None:
         state = load_file(path)
     except (SafetensorError, OSError) as err:
         raise BundleError(f"{path}: is no readable safetensors file: {_one_line(err)}") from err
+    _fill(module, state, path)
+
+
+def load_bundle_weights(module: nn.Module, bundle: Bundle) -> None:
+    """The same of a bundle that goes to work: the weights are those that were hashed.
+
+    Raises:
+        BundleError: as above, or the file is not what the manifest says any more.
+    """
+    path, content = bundle.path / WEIGHTS, bundle.read(WEIGHTS)
+    try:
+        state = load(content)
+    except SafetensorError as err:
+        raise BundleError(f"{path}: is no readable safetensors file: {_one_line(err)}") from err
+    _fill(module, state, path)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     if problem := _mismatch(module.state_dict(), state):
         raise BundleError(f"{path}: does not fit the network that the bundle describes: {problem}")
     module.load_state_dict(state, strict=True)

@@ -20,7 +20,7 @@ class HoleDetector:
         self._intervals = leave_frames + 0.5
         self._index: int | None = None
         self._shown = 0.0
-        self._usual_s: float | None = None  # between two captured frames, smoothed
+        self._usual_s = 0.0  # between two captured frames, smoothed; 0 while nothing is known
 
     def before(self, index: int, shown: float, *, least_s: float = 0.0) -> bool:
         """Whether there is a hole, longer than `least_s`, before this frame.
@@ -34,11 +34,10 @@ class HoleDetector:
         if frames <= 0:
             return False
         self._index, self._shown = index, shown
-        if self._usual_s is None:
-            self._usual_s = max(0.0, passed_s / frames)
+        interval_s, usual_s = max(0.0, passed_s / frames), self._usual_s
+        if not usual_s:
+            self._usual_s = interval_s
             return False
-        usual_s = self._usual_s
         limit_s = max(least_s, self._intervals * usual_s)
-        interval_s = min(max(0.0, passed_s / frames), 2 * usual_s)
-        self._usual_s += (interval_s - usual_s) / (4 if 2 * interval_s > usual_s else 2)
+        self._usual_s += (min(interval_s, 4 * usual_s) - usual_s) / (4 if 2 * interval_s > usual_s else 2)
         return passed_s - (frames - 1) * usual_s > limit_s or passed_s < -limit_s

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from inspectd.config import CameraConfig, PartConfig
+from inspectd.config import PartConfig
 from inspectd.verdict.parts import PartCounter, PartResult
 from inspectd.verdict.schema import NoResultReason, Part, Verdict, VerdictKind, timestamp
 
@@ -52,15 +52,13 @@ class PartStream:
         self._tell = tell
         self._metrics = metrics
         self._counters: dict[tuple[str, str], _Counter] = {}
-        self._timed_by_arrival: set[str] = set()
 
-    def use(self, rois: Mapping[tuple[str, str], RoiParts], cameras: Iterable[CameraConfig]) -> None:
+    def use(self, rois: Mapping[tuple[str, str], RoiParts]) -> None:
         """Begin anew with these (camera, ROI). `interrupt` first: open parts are forgotten here.
 
         Frames that arrived before this call and are told later belong to no part.
         """
         self._counters = {key: _Counter(PartCounter(roi.config, roi.empty_labels)) for key, roi in rois.items()}
-        self._timed_by_arrival = {camera.name for camera in cameras if camera.queued_outside}
         self.interrupt("not_ready")
 
     def verdict(self, verdict: Verdict, arrival: float, taken_at: float) -> None:
@@ -68,8 +66,7 @@ class PartStream:
         key = (verdict.camera, verdict.roi)
         counter = self._counters.get(key)
         if counter is not None and verdict.frame is not None:
-            # What is generated or recorded may be read unevenly: there its own time counts.
-            shown = taken_at if verdict.camera in self._timed_by_arrival else verdict.frame.pts
+            shown = arrival if verdict.frame.pts is None else verdict.frame.pts  # a stream's own time is even
             self._publish(key, counter.parts.frame(verdict, arrival, shown), taken_at)
 
     def due(self, now: float) -> None:

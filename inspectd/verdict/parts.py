@@ -72,16 +72,16 @@ class PartCounter:
         self._early: list[tuple[int, NoResultReason]] = []  # a heap by index
         self._holes = HoleDetector(config.leave_frames)
 
-    def frame(self, verdict: Verdict, arrival: float, shown: float | None) -> PartResult | None:
+    def frame(self, verdict: Verdict, arrival: float, shown: float) -> PartResult | None:
         """A published verdict of this region, of a frame that arrived then.
 
-        `shown` is when the scene was as it shows, in seconds of an even clock; None where nothing tells.
+        `shown` is when the scene was as it shows, in seconds of an even clock.
         """
         if verdict.frame is None or arrival < self._valid_from:
             return None
         overdue = self.due(arrival)
         least_s = JITTER_S if verdict.frame.pts is None else 0.0
-        if shown is not None and self._holes.before(verdict.frame.index, shown, least_s=least_s):
+        if self._holes.before(verdict.frame.index, shown, least_s=least_s):
             overdue = self.interrupt("camera_down", arrival) or overdue
         sight = self._sight(verdict)
         if sight == "unseen" and verdict.reason is not None:

@@ -116,7 +116,7 @@ class Teller:
         self._stream: Stream
         self._desk = TriggerDesk(boot_id, roster.cameras)
         self._parts = PartStream(boot_id, self._tell_part, metrics)
-        self._parts.use(roster.parts, roster.cameras)
+        self._parts.use(roster.parts)
         self._maker = VerdictMaker(boot_id)
         self._cameras = CameraStatuses(boot_id, names, self._desk, metrics)
         self._heartbeat_seq = 0
@@ -292,7 +292,7 @@ class Teller:
         self._roster = roster
         self._veto.use(roster.cameras, roster.origins)
         self._desk.use(roster.cameras)
-        self._parts.use(roster.parts, roster.cameras)
+        self._parts.use(roster.parts)
 
     # -- triggers -----------------------------------------------------------------------------------
 

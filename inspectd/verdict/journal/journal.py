@@ -97,11 +97,11 @@ class Journal:
         """Journal a verdict message that came after its deadline and is not published."""
         self._put(entry("late", None, None, body))
 
-    def event(self, kind: EventKind, data: Mapping[str, Any]) -> None:
-        """Journal what happened. Values that JSON has no word for become their text."""
+    def event(self, kind: EventKind, data: Mapping[str, Any]) -> bool:
+        """Journal what happened. Values that JSON has no word for become their text. False: there was no room."""
         text = json.dumps(dict(data), ensure_ascii=False, default=str)
         # A file name need not be UTF-8; its bytes become \udcXX, which is how JSON writes them too.
-        self._put(entry(kind, None, None, text.encode(errors="backslashreplace")))
+        return self._put(entry(kind, None, None, text.encode(errors="backslashreplace")))
 
     def last_event(self, kind: EventKind) -> dict[str, Any] | None:
         """The newest of a kind as it stood in the journal at the start; none if it could not even be read then."""
@@ -145,9 +145,11 @@ class Journal:
         except (UsageError, sqlite3.Error):
             return None
 
-    def _put(self, entry: Entry) -> None:
-        if not self._handover.put(entry):
+    def _put(self, entry: Entry) -> bool:
+        taken = self._handover.put(entry)
+        if not taken:
             self._metrics.journal_lost(1)
+        return taken
 
     # -- the thread "journal" -----------------------------------------------------------------------
 
