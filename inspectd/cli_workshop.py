@@ -197,13 +197,14 @@ def _report_training(bundle: Any) -> None:
     manifest = bundle.manifest
     for copy in bundle.copies:
         figures = manifest.metrics[copy]
-        if manifest.task == "detect":
-            print(f"{copy}: {figures['pictures']} validation pictures, mAP@0.5 {figures['map_50']:.1%}")
-            continue
         point = figures["operating_point"]
-        recall = ", ".join(f"{name} {value:.0%}" for name, value in figures["recall"].items() if value is not None)
+        if manifest.task == "detect":
+            found = f"mAP@0.5 {figures['map_50']:.1%}"
+        else:
+            recall = ", ".join(f"{name} {value:.0%}" for name, value in figures["recall"].items() if value is not None)
+            found = f"accuracy {figures['accuracy']:.1%} ({recall})"
         print(
-            f"{copy}: {figures['pictures']} validation pictures, accuracy {figures['accuracy']:.1%} ({recall}); "
+            f"{copy}: {figures['pictures']} validation pictures, {found}; "
             f"{point['escapes']} wrongly passed, {point['false_rejects']} of {point['good']} good ones not passed"
         )
     for copy, gate in manifest.metrics.get("gate", {}).items():
@@ -220,10 +221,10 @@ def evaluate(
         Split | None, typer.Option(help="Which pictures; default: test/ if it is there, else the whole folder.")
     ] = None,
     max_escapes: Annotated[
-        float, typer.Option(metavar="SHARE", help="Share of bad pictures that may pass, to choose pass_min for.")
+        float, typer.Option(metavar="SHARE", help="Share of bad pictures that may pass, for a classifier's pass_min.")
     ] = 0.0,
     validation: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Pictures to choose pass_min on; default: val/ beside test/.")
+        Path | None, typer.Option(metavar="DIR", help="Pictures to choose it on; default: val/ beside test/.")
     ] = None,
     keep_similar: Annotated[
         bool, typer.Option("--keep-similar", help="Count pictures that nearly equal ones the bundle was made from.")

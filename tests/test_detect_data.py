@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from drawn_boxes import write_coco, write_pictures, write_voc
+from PIL import Image
 
 from inspectd.errors import DataError
 from inspectd.model.bundle import ClassSpec
@@ -123,6 +124,26 @@ def test_boxes_are_stretched_with_their_pictures(pictures):
     assert loaded.bad.tolist() == [len(sample.labels) > 0 for sample in boxed]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_boxes_lie_in_the_picture_held_upright(tmp_path, suffix):
+    """Taken with the camera on its side, whatever the decoder makes of that: 100x60 as stored, 60x100 upright."""
+    stored = np.zeros((60, 100, 3), np.uint8)
+    stored[10:30, 20:60] = 250
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn clockwise
+    for index in range(4):
+        stored[-1, -1 - index] = 50
+        Image.fromarray(stored).save(tmp_path / f"{index}.{suffix}", exif=turned)
+    write_coco(tmp_path / "annotations.json", {f"{i}.{suffix}": [("disc", 30, 20, 50, 60)] for i in range(4)})
+    content = json.loads((tmp_path / "annotations.json").read_text())
+    images = [changed(image, width=60, height=100) for image in content["images"]]
+    (tmp_path / "annotations.json").write_text(json.dumps(changed(content, images=images)))
+    loaded = load_boxes(open_boxes(tmp_path).splits["train"], PreprocessSpec(width=120, height=120))
+    ys, xs = np.nonzero(loaded.pixels[0][:, :, 0] > 128)
+    seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+    np.testing.assert_allclose(loaded.edges[0][0], seen, atol=1.5)
+
+
 def test_the_fingerprint_follows_a_moved_box(pictures):
     """The same data give the same, whatever the split; a box that moves by a pixel gives another."""
     root, labels = pictures
@@ -221,7 +242,11 @@ def changed(content, **keys):
         (lambda c: changed(c, annotations=[changed(c["annotations"][0], bbox=[1, 2, -3, 9])]), "has no area"),
         (lambda c: changed(c, annotations=[changed(c["annotations"][0], bbox=[1, 2, 3, 99])]), "lies outside"),
         (lambda c: changed(c, annotations=[changed(c["annotations"][0], bbox=[1, 2, 3, float("nan")])]), "no area"),
+        (lambda c: changed(c, annotations=[changed(c["annotations"][0], bbox=[1, 2, 1e-6, 1e-6])]), "has no area"),
+        (lambda c: changed(c, annotations=[changed(c["annotations"][0], bbox=[10**400, 2, 3, 9])]), "COCO's form"),
         (lambda c: changed(c, annotations=[changed(c["annotations"][0], iscrowd=1)]), "is a crowd"),
+        (lambda c: changed(c, images=[changed(i, width=float("inf")) for i in c["images"]]), "COCO's form"),
+        (lambda c: changed(c, categories=[changed(e, id=10) for e in c["categories"]]), "two categories have the same"),
         (lambda c: changed(c, images=[changed(c["images"][0], file_name="x.png"), *c["images"][1:]]), "'x.png' below"),
         (lambda c: changed(c, images=[changed(i, width=10) for i in c["images"]]), "labelled as 10x64"),
     ],

@@ -224,6 +224,7 @@ def test_anchors_look_like_the_boxes():
     assert anchors.strides[0] == 4
     assert choose_anchors(boxes_like([90.0], [1.0])).strides == (8, 16, 32)
     assert choose_anchors(np.array([[10.0, 10.0, 40.0, 40.0]])).ratios == (1.0,)  # a single box
+    assert min(map(min, choose_anchors(boxes_like([0.01], [1.0])).sizes)) >= 1  # of next to nothing
 
 
 @pytest.mark.parametrize("preset", ["industrial", "texture"])
@@ -245,6 +246,16 @@ def test_boxes_move_with_what_they_are_around(preset):
             ys, xs = np.nonzero(picture[:, :, 0] > 130)
             seen = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
             assert np.abs(np.subtract(seen, [left, top, right, bottom])).max() <= 1.5
+
+
+@pytest.mark.parametrize("width", [0.5, 2.0, 2.9])
+def test_a_narrow_box_is_learnt(width):
+    """A scratch of two pixels keeps its box in every crop that has all of it; background it is never."""
+    edges, labels = np.array([[110, 60, 110 + width, 160]], np.float32), np.array([1])
+    pixels = np.zeros((100, 224, 224, 3), np.uint8)
+    _, found, _ = BoxAugmenter("industrial")(pixels, [edges] * 100, [labels] * 100, torch.Generator().manual_seed(0))
+    assert [len(own) for own in found] == [1] * 100
+    assert min(float(own[0, 2] - own[0, 0]) for own in found) >= width * 0.99
 
 
 def truth_of(boxes, labels, side=32):

@@ -8,13 +8,17 @@ import cv2
 import numpy as np
 import pytest
 
+from inspectd.errors import DataError
 from inspectd.model.data import open_dataset
 from inspectd.model.flange import generator
+from inspectd.model.folder import find_pictures
 from inspectd.model.pictures import read_picture
 from inspectd.model.preprocess import PreprocessSpec, preprocess_picture
 from inspectd.model.similar import decode_print, encode_print, near_duplicates, print_of, prints
 from inspectd.model.survey import survey
 from inspectd.model.synth import render_part
+from inspectd.workshop.evaluation.labelled import find_pictures as labelled_pictures
+from inspectd.workshop.provenance import write_provenance
 
 SIDE = 160
 
@@ -174,12 +178,14 @@ def test_a_sound_folder_has_no_findings(tmp_path):
 def test_every_oddity_is_found(tmp_path):
     """Each with the pictures that it is about, in one line, the worst first."""
     save(tmp_path, {f"good/{k:03}.png": picture for k, picture in enumerate(noise(130))})
-    save(tmp_path, {f"dent/{k}.png": picture for k, picture in enumerate(noise(12, 1))})
+    save(tmp_path, {f"dent/{k}.png": picture for k, picture in enumerate(noise(9, 1))})
     (tmp_path / "good/copy.png").write_bytes((tmp_path / "good/007.png").read_bytes())
     (tmp_path / "good/broken.png").write_bytes(b"x")
     (tmp_path / "dent/notes.txt").write_text("x")
     save(tmp_path, {"good/wide.png": noise(1, 2, (24, 48, 3))[0], "good/black.png": np.zeros((24, 24, 3), np.uint8)})
     save(tmp_path, {"dent/dark.tif": noise(1, 3, (24, 24, 1))[0].astype(np.uint16) * 16})
+    for seed, name in enumerate(("dark.png", "dark.ppm", "dark2.tiff")):
+        save(tmp_path, {f"dent/{name}": noise(1, 4 + seed)[0].astype(np.uint16) * 16})
     findings = survey(open_dataset(tmp_path))
     about = {finding.kind: finding.pictures for finding in findings}
     assert about == {
@@ -187,7 +193,7 @@ def test_every_oddity_is_found(tmp_path):
         "small_class": (),
         "mixed_shapes": ("good/wide.png",),
         "blank": ("good/black.png",),
-        "dark_16_bit": ("dent/dark.tif",),
+        "dark_16_bit": ("dent/dark.png", "dent/dark.ppm", "dent/dark.tif", "dent/dark2.tiff"),
         "not_pictures": ("dent/notes.txt",),
         "unbalanced": (),
         "duplicates": ("good/007.png", "good/copy.png"),
@@ -211,6 +217,64 @@ def test_near_duplicates_in_two_splits_are_leakage(tmp_path, parts):
     assert leak.severity == "warning"
     assert leak.message.startswith("2 pairs of near duplicates in two splits, as train/good/11.png and val/good/again")
     assert set(leak.pictures) == {"train/good/11.png", "train/good/12.png", "val/good/again.png", "val/good/more.png"}
+
+
+def test_a_part_that_file_names_tell_is_in_one_split_only(tmp_path):
+    """Also where the splits are given: its pictures count where they judge, and that is said."""
+    seeds = iter(range(9))
+    for split in ("train", "val", "test"):
+        for name in ("good", "dent"):
+            shift = {"train": 0, "val": 4, "test": 5}[split]
+            pictures = enumerate(noise(6, next(seeds)), start=shift)
+            save(tmp_path, {f"{split}/{name}/part{k:02}_{split}.png": picture for k, picture in pictures})
+    dataset = open_dataset(tmp_path, groups=r"(part\d+)_")
+    sides = {split: {sample.path.name[:6] for sample in samples} for split, samples in dataset.splits.items()}
+    assert sides == {
+        "train": {"part00", "part01", "part02", "part03"},
+        "val": {"part04"},
+        "test": {"part05", "part06", "part07", "part08", "part09", "part10"},
+    }
+    leak = {finding.kind: finding for finding in survey(dataset)}["leakage"]
+    assert leak.severity == "warning"
+    assert "by --group-by the same part: train/dent/part04_train.png and val/" in leak.message
+    assert len(leak.pictures) == 4 + 10
+    for path in sorted((tmp_path / "train").rglob("*.png")):
+        path.rename(path.with_name("part07_" + path.name))
+    with pytest.raises(DataError, match=r"no picture for train.*; 22 were left out, as train/dent/part07_part00"):
+        open_dataset(tmp_path, groups=r"(part\d+)_")
+    assert open_dataset(tmp_path).counts("train") == {"dent": 6, "good": 6}
+
+
+def test_pictures_behind_links_count_once_and_loops_end(tmp_path):
+    """A folder that is a link is a folder; a pipe is no picture; a folder that cannot be read is told."""
+    root = save(tmp_path / "data", {f"{name}/{k}.png": noise(1, k)[0] for name in ("good", "dent") for k in range(3)})
+    save(tmp_path / "more", {"a.png": noise(1, 7)[0], "deep/b.png": noise(1, 8)[0], ".hidden/c.png": noise(1, 9)[0]})
+    (root / "dent" / "2024").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "again").symlink_to(tmp_path / "more")
+    (root / "good" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    os.mkfifo(root / "good" / "pipe.png")
+    classes, files, ignored = find_pictures(root, (), ())
+    names = ["good/0.png", "good/1.png", "good/2.png", "good/gone.png"]
+    names += ["dent/0.png", "dent/1.png", "dent/2.png", "dent/2024/a.png", "dent/2024/deep/b.png"]
+    assert sorted(file.name for file in files) == sorted(names)
+    assert ignored == ("good/pipe.png",)
+    judged = labelled_pictures(root, root, classes)
+    assert sorted(file.name for file in judged) == sorted(names)
+    (root / "dent" / "2025").mkdir(mode=0o0)
+    if os.geteuid():
+        with pytest.raises(DataError, match="2025: cannot be read"):
+            find_pictures(root, (), ())
+
+
+def test_a_name_that_is_no_utf8_is_a_name(tmp_path):
+    save(tmp_path, {f"{name}/{k}.png": picture for name in ("good", "dent") for k, picture in enumerate(noise(3))})
+    save(tmp_path, {f"dent/{k}.png": picture for k, picture in enumerate(noise(3, 1))})
+    before = open_dataset(tmp_path).fingerprint
+    (tmp_path / "good" / "0.png").rename(tmp_path / "good" / os.fsdecode(b"gr\xf6\xdfe.png"))
+    dataset = open_dataset(tmp_path)
+    assert dataset.fingerprint != before
+    pictures = [("train", sample, noise(1)[0]) for sample in dataset.splits["train"]]
+    write_provenance(tmp_path, pictures)
 
 
 def test_a_part_in_two_classes_is_questioned(tmp_path, parts):

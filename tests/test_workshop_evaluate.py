@@ -487,7 +487,22 @@ def test_a_full_disk_leaves_the_old_report(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"report.json": "old", "report.html": "old"}
 
 
-@pytest.mark.parametrize("wrong", [{"max_escapes": 1.0}, {"max_escapes": -0.1}, {"threads": -1}])
+def test_a_bundle_that_is_exchanged_meanwhile_is_not_judged_as_one(tmp_path):
+    """A training ends while pictures are read, or while they are judged: one line, and no report."""
+    bundle = colour_bundle(tmp_path / "bundle")
+    root = write_colours(tmp_path / "data", good=[COLOURS["good"]] * 2, scratch=[COLOURS["scratch"]])
+    for stage, temperature in (("reading pictures", 2.0), ("latency: openvino", 3.0)):
+
+        def exchange(told, done, total, message="", stage=stage, temperature=temperature):
+            if told.startswith(stage) and done == total:
+                write_manifest(bundle.path, bundle.manifest.model_copy(update={"temperature": temperature}))
+
+        with pytest.raises(BundleError, match="was exchanged or changed meanwhile; run it again"):
+            evaluate(bundle.path, root, tmp_path / "report", QUICK, exchange)
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"max_escapes": 1.0}, {"max_escapes": -0.1}, {"threads": -1}, {"threads": 257}])
 def test_options_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UsageError):
         EvaluateOptions(**wrong)

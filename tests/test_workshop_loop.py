@@ -231,7 +231,13 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     run(Noise(), replace(OPTIONS, epochs=1), RunFolder(tmp_path / "run", {"data": "a", "size": 32}))
     with pytest.raises(DataError, match="had size 32, now it is 64"):
         run(Noise(), OPTIONS, RunFolder(tmp_path / "run", {"data": "a", "size": 64}))
-    assert RunFolder(tmp_path / "run", {"data": "a", "size": 32}).load()[0].epochs_done == 1
+    own = RunFolder(tmp_path / "run", {"data": "a", "size": 32})
+    assert own.load()[0].epochs_done == 1
+    own.check()
+    RunFolder(tmp_path / "run", {"data": "b", "size": 32}).save_best({"w": torch.zeros(1)})
+    for read in (own.check, own.load_best):
+        with pytest.raises(DataError, match='had data "b", now it is "a"'):
+            read()
 
 
 def test_a_checkpoint_whose_tensors_fit_nothing_is_refused(tmp_path):

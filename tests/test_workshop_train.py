@@ -13,15 +13,19 @@ import pytest
 from made_once import made_once
 
 from inspectd.cli import main
-from inspectd.errors import BundleError, DataError, UsageError
-from inspectd.model.bundle import load_bundle, write_manifest
-from inspectd.model.calibrate import operating_point, softmax
+from inspectd.errors import BundleError, DataError, InspectdError, UsageError
+from inspectd.model.bundle import WEIGHTS, load_bundle, write_manifest
+from inspectd.model.calibrate import fit_temperature, operating_point, softmax
 from inspectd.model.data import load_pictures, open_dataset
 from inspectd.model.export import eager_logits, openvino_logits
 from inspectd.model.network import build_network, load_weights
-from inspectd.workshop import copies
+from inspectd.workshop import copies, gate
+from inspectd.workshop.checkpoint import RunFolder
+from inspectd.workshop.distributed import World
+from inspectd.workshop.export import export_copy
 from inspectd.workshop.options import TrainOptions
 from inspectd.workshop.train import train
+from inspectd.workshop.training import refuse_uneven
 
 QUICK = TrainOptions(size=32, epochs=6, batch_size=16, learning_rate=2e-3, threads=1)
 
@@ -134,13 +138,20 @@ def test_the_time_budget_ends_training_early(few, tmp_path):
     assert made.manifest.training["seconds"] < 30
 
 
-def test_a_bundle_is_replaced_but_nothing_else_is(few, tmp_path):
-    """An old bundle gives way to the new one; a folder with other things, or a file, is left alone."""
+def test_a_bundle_is_replaced_but_nothing_else_is(few, tmp_path, monkeypatch):
+    """An old bundle gives way to the new one, unless no copy of that passes its gate; a folder with other things, or
+    a file, is left alone."""
     options = TrainOptions(size=32, epochs=1, batch_size=16, int8=False, threads=1)
     first = train(few, tmp_path / "bundle", options)
     second = train(few, tmp_path / "bundle", replace(options, seed=5))
     assert load_bundle(tmp_path / "bundle").sha256 == second.sha256 != first.sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle"]
+    monkeypatch.setitem(gate.TOLERANCE, "openvino", 1e-9)
+    with pytest.raises(InspectdError, match="no copy of the new model passed its gate") as caught:
+        train(few, tmp_path / "bundle", options)
+    assert caught.value.exit_code == 1
+    assert load_bundle(tmp_path / "bundle").sha256 == second.sha256
+    assert RunFolder.beside(tmp_path / "bundle", {}).exists
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("years of work")
     with pytest.raises(DataError, match="holds something that is no bundle"):
@@ -149,6 +160,8 @@ def test_a_bundle_is_replaced_but_nothing_else_is(few, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="is a file"):
         train(few, tmp_path / "file", options)
+    with pytest.raises(UsageError, match="lies among the pictures"):
+        train(few, few / "bundle", options)
 
 
 def test_an_unfinished_run_is_only_touched_when_told(few, tmp_path):
@@ -160,6 +173,8 @@ def test_an_unfinished_run_is_only_touched_when_told(few, tmp_path):
 
     def stop(row):
         if row["epoch"] == 2:
+            with pytest.raises(UsageError, match="another training is at work"):
+                train(few, tmp_path / "bundle", options, restart=True)
             raise StopHereError
 
     with pytest.raises(StopHereError):
@@ -168,6 +183,8 @@ def test_an_unfinished_run_is_only_touched_when_told(few, tmp_path):
         train(few, tmp_path / "bundle", options)
     with pytest.raises(DataError, match="had epochs 4, now it is 5"):
         train(few, tmp_path / "bundle", replace(options, epochs=5), resume=True)
+    with pytest.raises(DataError, match='had stages "auto", now it is "head"'):
+        train(few, tmp_path / "bundle", replace(options, stages="head"), resume=True)
     rows = []
     train(few, tmp_path / "bundle", options, resume=True, on_epoch=rows.append)
     assert [row["epoch"] for row in rows] == [3, 4]
@@ -242,8 +259,6 @@ def test_every_copy_can_be_exported_and_is_gated(bundle, data, tmp_path, capsys)
 @pytest.mark.usefixtures("_hasty_int8")
 def test_a_copy_that_judges_otherwise_is_refused(bundle, data, tmp_path, monkeypatch, capsys):
     """Exit 1, by how much, and the bundle is as it was."""
-    from inspectd.workshop import gate
-
     place = tmp_path / "bundle"
     shutil.copytree(bundle.path, place)
     monkeypatch.setitem(gate.TOLERANCE, "openvino-int8", 1e-9)
@@ -259,7 +274,6 @@ def test_a_copy_that_bf16_spoils_runs_with_float32(bundle, data, tmp_path, monke
     """The second try; bundle.json says so, and the engine obeys. Without bf16 in the processor there is no first."""
     from inspectd.config import EngineConfig
     from inspectd.engine.openvino import OpenVinoEngine
-    from inspectd.workshop import gate
 
     place = tmp_path / "bundle"
     shutil.copytree(bundle.path, place)
@@ -275,6 +289,40 @@ def test_a_copy_that_bf16_spoils_runs_with_float32(bundle, data, tmp_path, monke
     engine = OpenVinoEngine(made, EngineConfig(precision="auto"), "")
     assert engine.info.precision == "f32"
     engine.close()
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_its_gate_did_not_see_in_bf16_runs_with_float32(bundle, data, tmp_path, monkeypatch, native):
+    """A processor without bf16 says nothing about one that has it."""
+    monkeypatch.setattr(copies, "native_bf16", lambda: native)
+    network = build_network(bundle.manifest)
+    load_weights(network, bundle.path / WEIGHTS)
+    val = open_dataset(data, spec=bundle.manifest.preprocess).pictures["val"]
+    manifest = bundle.manifest
+    judged = copies.make_copy(
+        "openvino", network.eval(), manifest, tmp_path, val.pixels, val.pixels, val.labels, manifest.thresholds, 1.0
+    )
+    assert judged.report.passed
+    assert judged.float32 is not native
+
+
+def test_a_bundle_that_is_exchanged_during_an_export_stays_as_it_is(bundle, data, tmp_path):
+    """A training ended meanwhile: its bundle is neither mixed with what was read before nor displaced."""
+    place, later = tmp_path / "bundle", tmp_path / "later"
+    shutil.copytree(bundle.path, place)
+    shutil.copytree(bundle.path, later)
+    new = write_manifest(later, bundle.manifest.model_copy(update={"temperature": 3.0}))
+
+    def exchange(stage, done, total, message=""):
+        if stage == "exporting" and not done:
+            place.rename(tmp_path / "old")
+            later.rename(place)
+
+    with pytest.raises(BundleError, match="was exchanged or changed meanwhile; run it again"):
+        export_copy(place, "openvino", data, None, exchange)
+    assert load_bundle(place).sha256 == new.sha256
+    with pytest.raises(UsageError, match="lies among the pictures"):
+        export_copy(place, "openvino", data, data / "bundle", exchange)
 
 
 def test_export_wants_the_pictures_that_trained_the_bundle(bundle, tmp_path):
@@ -295,6 +343,9 @@ def test_export_wants_the_pictures_that_trained_the_bundle(bundle, tmp_path):
         (["train", "x", "-o", "y", "--epochs", "0"], "'--epochs'"),
         (["train", "x"], "'--output'"),
         (["train", "x", "-o", "y", "--epoch", "3"], "No such option: --epoch"),
+        (["train", "x", "-o", "y", "--seed", "99999999999999999999"], "seed 99999999999999999999 is not between"),
+        (["train", "x", "-o", ".", "--weights", "none"], "by its name"),
+        (["evaluate", "x", "y", "-o", "z", "--threads", "500"], "--threads 500"),
         (["nonsense"], "No such command 'nonsense'"),
     ],
 )
@@ -365,6 +416,17 @@ def test_thresholds_let_no_validation_defect_pass():
     assert point == {"good": 100, "false_rejects": 0, "defects": 100, "caught": 100, "escapes": 0}
 
 
+def test_a_temperature_makes_scores_surer_only_as_far_as_pictures_vouch_for_it():
+    """Ten pictures that are all right say little, two thousand more; wrong ones say that scores are too sure."""
+    few, many = ((np.tile([2.0, -2.0], (count, 1)), np.zeros(count, np.int64)) for count in (10, 2000))
+    assert fit_temperature(*few) == 1.0
+    vouched = fit_temperature(*many)
+    assert 0.25 < vouched < 1
+    assert softmax(many[0], vouched)[0, 0] == pytest.approx(1 - 2 / 2000, abs=2e-4)  # Wilks' interval of 0 in 2000
+    often_wrong = (np.arange(2000) % 5 == 0).astype(np.int64)
+    assert fit_temperature(many[0], often_wrong) == pytest.approx(4 / np.log(4), rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
@@ -398,6 +460,16 @@ def test_options_that_make_no_sense_are_refused():
     for wrong in ({"epochs": 0}, {"learning_rate": 2.0}, {"size": 31}, {"batch_size": 1}):
         with pytest.raises(UsageError):
             TrainOptions(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "accumulate", "processes", "refused"),
+    [(32, 8, 8, 1, True), (32, 8, 4, 1, False), (32, 3, 2, 1, True), (32, 8, 4, 2, True), (64, 8, 8, 1, False)],
+)
+def test_parts_that_leave_batch_norm_one_value_are_refused(size, batch, accumulate, processes, refused):
+    options = TrainOptions(size=size, batch_size=batch, accumulate=accumulate)
+    with pytest.raises(UsageError, match="--accumulate") if refused else contextlib.nullcontext():
+        refuse_uneven(options, 100, World(0, processes))
 
 
 def test_weights_of_another_network_are_refused(bundle, tmp_path):

@@ -10,6 +10,7 @@ an empty station; everything else is a defect.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +95,8 @@ class Dataset:
     chained: tuple[str, ...] = ()
     """Classes that look too much alike for near duplicates to be told; only equal pictures stay together there."""
     leaked: tuple[tuple[str, str], ...] = ()
-    """Names of pictures of train/ or val/ that were left out, and of the equal one in val/ or test/."""
+    """Names of pictures of train/ or val/ that were left out, and of one in val/ or test/ that is equal, or by its
+    name of the same part."""
 
     def counts(self, split: Split) -> dict[str, int]:
         """Pictures per class name."""
@@ -124,7 +126,8 @@ def open_dataset(
         ok: the classes that are good parts, instead of those that are called so.
         empty: the classes that are an empty station, instead of those that are called so.
         groups: regular expression whose capture group, searched in the file's name, tells the part; pictures of
-            one part lie on one side. Equal pictures and near duplicates do without it.
+            one part lie on one side. Equal pictures and near duplicates do without it. Where splits are given, what
+            they have of one part counts where it judges, only.
         spec: also keep every picture as the network sees it, in `Dataset.pictures`.
 
     Raises:
@@ -159,9 +162,9 @@ def open_dataset(
     for row in sorted(range(len(samples)), key=lambda row: samples[row].name):
         rows[places[row]].append(row)
     _refuse_contradictions(samples)
-    rows, leaked = _without_leaks(rows, samples)
+    rows, leaked = _without_leaks(rows, samples, [parts[i] for i in kept])
     splits = {split: tuple(samples[row] for row in found) for split, found in rows.items()}
-    _refuse_one_sided(root, classes, splits, needed)
+    _refuse_one_sided(root, classes, splits, needed, leaked)
     used = {row for found in rows.values() for row in found}
     return Dataset(
         root,
@@ -232,7 +235,7 @@ def _reorder(rows: U8, order: Sequence[int]) -> None:
 def _fingerprint(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in sorted(samples, key=lambda sample: sample.name):
-        digest.update(f"{sample.name}\0{sample.sha256}\n".encode())
+        digest.update(os.fsencode(f"{sample.name}\0{sample.sha256}\n"))
     return digest.hexdigest()
 
 
@@ -271,14 +274,19 @@ def _refuse_unreadable(errors: Sequence[str], count: int, of: str = "") -> None:
 
 
 def _refuse_one_sided(
-    root: Path, classes: Sequence[ClassSpec], splits: dict[Split, tuple[Sample, ...]], needed: Sequence[Split]
+    root: Path,
+    classes: Sequence[ClassSpec],
+    splits: dict[Split, tuple[Sample, ...]],
+    needed: Sequence[Split],
+    leaked: Sequence[tuple[str, str]],
 ) -> None:
+    left = f"; {len(leaked)} were left out, as {leaked[0][0]} shows what {leaked[0][1]} does" if leaked else ""
     for label, spec in enumerate(classes):
         for split in needed:
             if not any(sample.label == label for sample in splits[split]):
                 raise DataError(
                     f"{root}: class {spec.name!r} has no picture for {split}; pictures of {len(needed)} different "
-                    "parts are needed at least"
+                    f"parts are needed at least{left}"
                 )
 
 
@@ -292,22 +300,23 @@ def _refuse_contradictions(samples: Sequence[Sample]) -> None:
 
 
 def _without_leaks(
-    rows: dict[Split, list[int]], samples: Sequence[Sample]
+    rows: dict[Split, list[int]], samples: Sequence[Sample], parts: Sequence[str | None]
 ) -> tuple[dict[Split, list[int]], tuple[tuple[str, str], ...]]:
     """The rows of each split without those that are also to judge by: test/ keeps its pictures, then val/.
 
-    Also the names of what was left out, with what it equals.
+    Also the names of what was left out, with what it equals or shows the part of.
     """
     kept: dict[Split, list[int]] = {}
-    judged_by: dict[str, str] = {}  # of the splits so far, content -> name
+    content: dict[str, str] = {}  # of the splits so far -> name
+    part: dict[str | None, str] = {}
     leaked = []
     for split in reversed(SPLITS):
         if split in rows:
-            leaked += [
-                (samples[r].name, judged_by[samples[r].sha256]) for r in rows[split] if samples[r].sha256 in judged_by
-            ]
-            kept[split] = [row for row in rows[split] if samples[row].sha256 not in judged_by]
-            judged_by |= {samples[row].sha256: samples[row].name for row in kept[split]}
+            same = {r: content.get(samples[r].sha256) or part.get(parts[r]) for r in rows[split]}
+            leaked += [(samples[row].name, other) for row, other in same.items() if other]
+            kept[split] = [row for row, other in same.items() if not other]
+            content |= {samples[row].sha256: samples[row].name for row in kept[split]}
+            part |= {parts[row]: samples[row].name for row in kept[split] if parts[row]}
     return {split: kept[split] for split in rows}, tuple(sorted(leaked))
 
 

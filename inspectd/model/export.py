@@ -58,6 +58,12 @@ def openvino_logits(model: Path, pixels: U8, precision: str | None = None) -> Lo
     return np.concatenate([compiled(chunk)[0].copy() for chunk in _chunks(pixels)])
 
 
+def native_bf16() -> bool:
+    """Whether bf16 is what the runtime chooses on this processor."""
+    native: str = openvino_core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    return native == "bf16"
+
+
 def export_openvino(network: nn.Module, manifest: Manifest, target_dir: Path) -> Path:
     """Write `target_dir/openvino/`, weights compressed to 16 bits, and return the path of its model."""
     path = target_dir / COPY_MODEL["openvino"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +62,38 @@ def find_pictures(
 
 def _holds_pictures(folder: Path) -> bool:
     """Annotations, lists and notes beside train/ are nobody's class; pictures there may be meant to count."""
-    return any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
+    return any(path.suffix.lower() in SUFFIXES for path in files_below(folder))
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Every file below a folder, if it is there, sorted, without hidden ones. Links are followed, but into each folder
+    only once.
+
+    Raises:
+        DataError: a folder that cannot be read: its pictures would be missing without a word.
+    """
+
+    def refuse(err: OSError) -> None:
+        if not isinstance(err, FileNotFoundError):  # a split need not have every class
+            raise DataError(f"{err.filename}: cannot be read: {err.strerror}") from err
+
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for here, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(here, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is to be read as a picture, by its suffix and its kind."""
+    # A link that leads nowhere is a picture that cannot be read; a pipe is none, and would never end.
+    return path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists())
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -113,11 +145,9 @@ def _scan(
     if strange := [entry.name for entry in _subfolders(folder) if entry.name not in names]:
         raise DataError(f"{folder / strange[0]}: there is no such class in {root / 'train'}")
     for label, class_name in enumerate(names):
-        for path in sorted((folder / class_name).rglob("*")):
-            if path.is_dir() or any(part.startswith(".") for part in path.relative_to(folder).parts):
-                continue
+        for path in files_below(folder / class_name):
             name = path.relative_to(root).as_posix()
-            if path.suffix.lower() in SUFFIXES:
+            if is_picture(path):
                 files.append(File(path, name, label, given))
             elif path.name.lower() not in _SYSTEM_FILES:
                 ignored.append(name)

@@ -81,4 +81,10 @@ def _read(path: Path, spec: PreprocessSpec | None, out: U8 | None) -> Reading:
 
 def _is_sixteen_bit(raw: bytes) -> bool:
     with Image.open(io.BytesIO(raw)) as picture:  # the header only; it was decoded before
-        return picture.mode.startswith("I")
+        if picture.mode.startswith("I"):
+            return True
+        # Colours are 8-bit to Pillow whatever the file has; how it decodes them tells: RGB;16B, or a PPM's full level.
+        return any(
+            ";16" in str(args) or (codec.startswith("ppm") and isinstance(args, tuple) and args[-1] > 255)
+            for codec, _, _, args in picture.tile
+        )

@@ -26,7 +26,7 @@ Kind = Literal[
     "mixed_shapes",
     "duplicates",  # equal pictures within a split
     "near_duplicates",  # within a split
-    "leakage",  # equal pictures or near duplicates in two splits
+    "leakage",  # equal pictures, pictures of one part, or near duplicates in two splits
     "look_alike_classes",  # near duplicates in two classes
     "alike",  # a class in which frames of one part cannot be told from another part
     "dark_16_bit",
@@ -90,8 +90,8 @@ def _files(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(
             "not_pictures",
             "note",
-            f"{_count(len(dataset.ignored), 'file')} without a picture's suffix left alone, as {dataset.ignored[0]}; "
-            "convert them if they are pictures",
+            f"{_count(len(dataset.ignored), 'file')} left alone, no picture by suffix or kind, as "
+            f"{dataset.ignored[0]}; convert them if they are pictures",
             dataset.ignored,
         )
 
@@ -217,7 +217,7 @@ def _alike(dataset: Dataset) -> Iterator[Finding]:
                 "alike",
                 "warning",
                 f"class {spec.name!r}: most pictures look like each other, so frames of one part cannot be told and "
-                "may lie on both sides; if there are several of a part, tell parts by file name with --groups",
+                "may lie on both sides; if there are several of a part, tell parts by file name with --group-by",
             )
 
 
@@ -227,8 +227,8 @@ def _leaked(dataset: Dataset) -> Iterator[Finding]:
         yield Finding(
             "leakage",
             "warning",
-            f"{count} of train/ or val/ left out because test/ or val/ has the same: {_pairs(list(dataset.leaked))}; "
-            "remove one of each pair",
+            f"{count} of train/ or val/ left out because test/ or val/ has the same, or by --group-by the same part: "
+            f"{_pairs(list(dataset.leaked))}; keep each in one split",
             tuple(left for left, _ in dataset.leaked),
         )
 

@@ -15,15 +15,15 @@ from torch import nn
 from torchvision.models import resnet18
 
 from inspectd.errors import DataError, UsageError
-from inspectd.model.bundle import COPY_MODEL, MANIFEST, WEIGHTS, Bundle, Copy, load_bundle, write_manifest
+from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, Copy, load_bundle, write_manifest
 from inspectd.model.data import Pictures, open_dataset
 from inspectd.model.export import eager_logits
-from inspectd.model.network import build_network, load_weights
+from inspectd.model.network import build_network, load_bundle_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import calibration_pictures, float32_copies, make_copy
 from inspectd.workshop.gate import GateReport, judge_copy
 from inspectd.workshop.options import ExportTarget
-from inspectd.workshop.place import refuse_other_things, replacing
+from inspectd.workshop.place import copy_files, flush, refuse_exchanged, refuse_other_things, replacing
 from inspectd.workshop.provenance import read_provenance
 
 
@@ -46,13 +46,16 @@ def export_copy(path: Path, to: ExportTarget, data: Path | None, output: Path | 
             the gate judges by those that it was validated on.
 
     Raises:
-        BundleError: the bundle is none, was changed, or has no weights.
+        BundleError: the bundle is none, was changed, is exchanged meanwhile, or has no weights.
         DataError: `data` is not what trained the bundle, or the result cannot be written.
         UsageError: a bundle that cannot be exported so.
     """
     bundle = load_bundle(path)
     if WEIGHTS not in bundle.manifest.files:
         raise UsageError(f"{path}: has no {WEIGHTS} to export from")
+    destination = output or path
+    if to != "torch":
+        refuse_other_things(destination, data)
     if bundle.manifest.task == "detect":
         from inspectd.workshop.detect.export import export_detector_copy
 
@@ -61,10 +64,9 @@ def export_copy(path: Path, to: ExportTarget, data: Path | None, output: Path | 
         raise UsageError("export: give --data with the pictures that trained the bundle; the gate judges by them")
     pictures = pictures_of(bundle, data, tell)
     network = build_network(bundle.manifest)
-    load_weights(network, bundle.path / WEIGHTS)
+    load_bundle_weights(network, bundle)
     network.eval()
     tell("exporting", 0, 1, to)
-    destination = output or path
     if to == "torch":
         report = _export_torch(bundle, network, pictures["val"], output)
     else:
@@ -117,10 +119,9 @@ def pictures_of(bundle: Bundle, data: Path, tell: Tell) -> dict[str, Pictures]:
 def _export_into(
     bundle: Bundle, to: Copy, network: nn.Module, pictures: dict[str, Pictures], destination: Path
 ) -> GateReport:
-    refuse_other_things(destination)
     manifest, val = bundle.manifest, pictures["val"]
     with replacing(destination) as work:
-        shutil.copytree(bundle.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        copy_files(bundle, work)
         shutil.rmtree((work / COPY_MODEL[to]).parent, ignore_errors=True)
         judged = make_copy(
             to,
@@ -138,6 +139,7 @@ def _export_into(
             float32 = float32_copies(manifest.float32, {to: judged.float32})
             changed = {"metrics": {**manifest.metrics, "gate": gate}, "float32": float32}
             write_manifest(work, manifest.model_copy(update=changed))
+            refuse_exchanged(bundle)
     return judged.report
 
 
@@ -167,7 +169,9 @@ def _export_torch(bundle: Bundle, network: nn.Module, val: Pictures, output: Pat
         )
         if report.passed:
             temporary.chmod(0o644)
+            flush(temporary)
             temporary.replace(output)
+            flush(output.parent)
         return report
     except OSError as err:
         raise DataError(f"{output}: cannot be written: {err.strerror or err}") from err

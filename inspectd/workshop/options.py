@@ -80,6 +80,8 @@ class TrainOptions:
             ("label smoothing", self.label_smoothing, 0.5),
             ("dropout", self.dropout, 0.9),
             ("max false rejects", self.max_false_rejects, 0.9),
+            ("seed", self.seed, 2**63 - 1),
+            ("threads", self.threads, 256),
         ):
             if not 0 <= value <= most:
                 raise UsageError(f"train: {name} {value} is not between 0 and {most}")

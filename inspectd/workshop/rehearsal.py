@@ -34,11 +34,11 @@ def rehearse(
 
     Raises:
         DataError: the pictures cannot be used, or `bundle` holds something else.
-        UsageError: a detector is asked for, which has no rehearsal.
+        UsageError: a detector is asked for, which has no rehearsal, or `bundle` lies among the pictures.
     """
     if options.task == "detect":
         raise UsageError("train: --dry-run and --preview are for classifiers")
-    refuse_other_things(bundle)
+    refuse_other_things(bundle, data)
     piece = prepare(data, options, World(), tell)
     if preview is not None:
         write_preview(

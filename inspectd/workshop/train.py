@@ -43,9 +43,11 @@ def train(
 
     Raises:
         DataError: the pictures cannot be used, or `bundle` holds something else.
-        UsageError: the options make no sense here, or an unfinished run is in the way.
+        InspectdError: no copy passed its gate, and the bundle that is there has one.
+        UsageError: the options make no sense here, or an unfinished or a running training is in the way.
     """
     return train_bundle(
+        data,
         bundle,
         lambda world, told: prepare(data, options, world, told),
         _fit,
@@ -69,7 +71,7 @@ def _fit(piece: Workpiece, attempt: Attempt) -> nn.Module:
         load_initial_weights(network, options.weights)
     network.to(piece.device).to(memory_format=torch.channels_last)
     task = classify_task(piece)
-    if options.stage_plan != "all" and not attempt.run.exists:
+    if options.stage_plan == "head" or (options.stage_plan == "progressive" and not attempt.run.exists):
         _fit_head(network, task, piece, attempt.tell)
     if options.stage_plan != "head":
         with head_dropout(network, options.dropout):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,11 +23,12 @@ from inspectd.workshop.distributed import World, joined_world
 from inspectd.workshop.loop import EpochRow, fit
 from inspectd.workshop.numerics import half_precision
 from inspectd.workshop.options import TrainOptions
-from inspectd.workshop.place import refuse_other_things, replacing
+from inspectd.workshop.place import refuse_lesser, refuse_other_things, replacing
 from inspectd.workshop.task import Score, Task
 
 log = structlog.get_logger(__name__)
 
+_ONE_VALUE_SIDE = 32  # of the input, up to which a ResNet's last features are one value per picture
 _FINISH_SHARE = 0.25  # of a time budget, at most, kept for quantising and judging
 
 
@@ -59,6 +61,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 def train_bundle(
+    data: Path,
     bundle: Path,
     prepare: Callable[[World, Tell], P],
     make: Callable[[P, Attempt], N],
@@ -76,41 +79,58 @@ def train_bundle(
     others return None.
 
     Args:
-        prepare: reads the pictures.
+        data: where the pictures lie.
+        prepare: reads them.
         make: returns the trained network, on the CPU, in eval mode.
         fill: writes all files of the bundle into a directory; told the seconds that training took.
 
     Raises:
         DataError: the pictures cannot be used, or `bundle` holds something else.
-        UsageError: the options make no sense here, or an unfinished run is in the way.
+        InspectdError: no copy passed its gate, and the bundle that is there has one; what was learned stays
+            in `BUNDLE.run`.
+        UsageError: the options make no sense here, or an unfinished or a running training is in the way.
     """
     told: Tell = tell or _silent
     started = time.monotonic()
-    refuse_other_things(bundle)
-    with joined_world() as world:
-        if world.main:
-            _settle_unfinished(RunFolder.beside(bundle, {}), resume=resume, restart=restart)
-        here = told if world.main else _silent
-        piece = prepare(world, here)
-        run = RunFolder.beside(bundle, _identity(piece))
-        network = make(piece, Attempt(run, started, here, on_epoch))
-    if not world.main:
-        return None
-    trained_s = time.monotonic() - started
-    with replacing(bundle) as work:
-        fill(work, network, piece, trained_s, told)
-    run.remove()
-    return load_bundle(bundle)
+    refuse_other_things(bundle, data)
+    with ExitStack() as stack:
+        with joined_world() as world:
+            if world.main:
+                unfinished = RunFolder.beside(bundle, {})
+                stack.enter_context(unfinished.held())
+                _settle_unfinished(unfinished, resume=resume, restart=restart)
+            here = told if world.main else _silent
+            piece = prepare(world, here)
+            run = RunFolder.beside(bundle, _identity(piece))
+            if world.main and run.exists:
+                run.check()
+            network = make(piece, Attempt(run, started, here, on_epoch))
+        if not world.main:
+            return None
+        trained_s = time.monotonic() - started
+        with replacing(bundle) as work:
+            fill(work, network, piece, trained_s, told)
+            refuse_lesser(work, bundle)
+        run.remove()
+        return load_bundle(bundle)
 
 
 def refuse_uneven(options: TrainOptions, pictures: int, world: World) -> None:
-    """Every process takes as many pictures of a batch as the others.
+    """Every process takes as many pictures of a batch as the others, and learns from more than one value at a time.
 
     Raises:
-        UsageError: the batch cannot be shared so.
+        UsageError: the batch cannot be shared or cut so.
     """
-    if min(options.batch_size, pictures) % world.size:
+    batch = min(options.batch_size, pictures)
+    if batch % world.size:
         raise UsageError(f"train: --batch-size {options.batch_size} cannot be shared by {world.size} processes")
+    share = batch // world.size
+    parts = -(-share // -(-share // options.accumulate))
+    if options.size <= _ONE_VALUE_SIDE and share // parts < 2:
+        raise UsageError(
+            f"train: at --size {options.size}, batches of {batch} in parts of single pictures (--accumulate "
+            f"{options.accumulate}) leave BatchNorm one value; use a smaller --accumulate, or a larger --size"
+        )
 
 
 def fit_network(

@@ -26,6 +26,7 @@ _SIZE_PER_STRIDE = 4  # a level has the boxes from 4 to 8 times its stride; the 
 _FINE_SHARE = 0.1  # of boxes below the range of stride 8: from here on a finer level is worth its cost
 _LEARNT_FROM = 10  # boxes in a level's range; with fewer its sizes are the usual ones
 _ROUNDS = 20
+_LEAST_SIZE = 1.0  # pixels, however small the boxes are
 _LEAST, _MOST = 0.2, 5.0  # aspect ratios; beyond them no grid has anchors that still overlap by half
 _OVERLAP_CHUNK = 256  # boxes whose overlaps with every anchor are in memory at once
 
@@ -53,7 +54,7 @@ USUAL = Anchors((4, 8, 16, 32, 64), tuple((size,) for size in USUAL_SIZES), USUA
 def choose_anchors(edges: F64) -> Anchors:
     """Anchors for these boxes, float64 [N, 4] in network-input pixels, N at least 1."""
     width, height = edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1]
-    sizes, ratios = np.sqrt(width * height), np.clip(height / width, _LEAST, _MOST)
+    sizes, ratios = np.maximum(np.sqrt(width * height), _LEAST_SIZE), np.clip(height / width, _LEAST, _MOST)
     fine = (sizes < _SIZE_PER_STRIDE * STRIDES[1]).mean() >= _FINE_SHARE
     strides = STRIDES if fine else STRIDES[1:]
     level = np.clip(np.floor(np.log2(sizes / _SIZE_PER_STRIDE)), np.log2(strides[0]), np.log2(strides[-1]))

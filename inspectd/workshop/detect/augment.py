@@ -15,7 +15,7 @@ from inspectd.workshop.options import Preset
 Edges = npt.NDArray[np.float32]  # [boxes, 4] left, top, right, bottom in pixels
 
 _SEEN_AT_LEAST = 0.3  # share of a box's area; with less in the crop it is no defect that anyone could name
-_LEAST_SIDE = 3.0  # pixels
+_LEAST_SIDE = 3.0  # pixels, of a box that is cut; a narrow one that is whole stays
 _DRAWS = 8  # random numbers per picture
 
 
@@ -69,10 +69,11 @@ class BoxAugmenter:
 
     @staticmethod
     def _kept(edges: Edges, width: int, height: int) -> npt.NDArray[np.bool_]:
-        inside = np.clip(edges, 0, [width, height] * 2)
-        sides, whole = inside[:, 2:] - inside[:, :2], edges[:, 2:] - edges[:, :2]
+        exact = edges.astype(np.float64)  # so that a side that is not cut is as long as before to the last bit
+        inside = np.clip(exact, 0, [width, height] * 2)
+        sides, whole = inside[:, 2:] - inside[:, :2], exact[:, 2:] - exact[:, :2]
         seen = sides.prod(axis=1) >= _SEEN_AT_LEAST * whole.prod(axis=1)
-        kept: npt.NDArray[np.bool_] = seen & (sides >= _LEAST_SIDE).all(axis=1)
+        kept: npt.NDArray[np.bool_] = seen & (sides >= np.minimum(_LEAST_SIDE, whole)).all(axis=1)
         return kept
 
 

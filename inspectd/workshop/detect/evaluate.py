@@ -36,6 +36,7 @@ from inspectd.workshop.evaluation.latency import measure_latency
 from inspectd.workshop.evaluation.report import render
 from inspectd.workshop.evaluation.statistics import curves
 from inspectd.workshop.evaluation.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
+from inspectd.workshop.place import refuse_exchanged
 from inspectd.workshop.provenance import Provenance, pixels_sha256, printable, read_provenance
 
 if TYPE_CHECKING:
@@ -63,9 +64,11 @@ def evaluate_detector(bundle: Bundle, data: Path, output: Path, options: Evaluat
 
     Raises:
         DataError: pictures or labels cannot be used.
-        UsageError: pictures that made the bundle are among them, or `output` cannot be used.
+        UsageError: pictures that made the bundle are among them, `output` cannot be used, or `options` ask for
+            what a detector has not.
         InspectdError: the report could not be written, or the engine failed.
     """
+    _refuse_classifiers_options(options)
     refuse_output(output, bundle.path, data)
     record = read_provenance(bundle)
     admitted = _admit(bundle, data, record, options, tell)
@@ -92,9 +95,17 @@ def evaluate_detector(bundle: Bundle, data: Path, output: Path, options: Evaluat
         latency=tuple(_latencies(deployed, pixels, options.latency_s, tell)),
     )
     page = render(detector_page(report, [pixels[row] for row, _ in worst]))
+    refuse_exchanged(bundle)
     write_report(output, {REPORT_JSON: report.model_dump_json(indent=2) + "\n", REPORT_HTML: page})
     _print_outcome(report, output)
     return report
+
+
+def _refuse_classifiers_options(options: EvaluateOptions) -> None:
+    """Nothing that was asked for is left out without a word."""
+    for option, asked in (("--validation", options.validation is not None), ("--max-escapes", options.max_escapes)):
+        if asked:
+            raise UsageError(f"evaluate: {option} is for classifiers; a detector is judged by its bundle's thresholds")
 
 
 def _print_outcome(report: DetectorReport, output: Path) -> None:
@@ -110,7 +121,11 @@ def _print_outcome(report: DetectorReport, output: Path) -> None:
 
 def _admit(bundle: Bundle, data: Path, record: Provenance | None, options: EvaluateOptions, tell: Tell) -> _Admitted:
     """Read the pictures that are asked for, and hold them against those that made the bundle."""
-    dataset = open_boxes(data, classes=bundle.manifest.classes)
+    dataset = open_boxes(
+        data,
+        classes=bundle.manifest.classes,
+        on_progress=lambda done, total: tell("checking pictures", done, total),
+    )
     split, samples = _asked_for(dataset, record, options.split)
     spec = bundle.manifest.preprocess
     pictures = load_boxes(samples, spec, lambda done, total: tell("reading pictures", done, total))

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from inspectd.engine.base import Scores
 from inspectd.errors import DataError, UsageError
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, MANIFEST, WEIGHTS, Bundle, Copy, Manifest, write_manifest
+from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, Copy, Manifest, write_manifest
+from inspectd.model.export import native_bf16
 from inspectd.model.network import load_weights, save_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import calibration_pictures, float32_copies
@@ -27,7 +28,7 @@ from inspectd.workshop.detect.network import Detector, build_detector
 from inspectd.workshop.detect.task import predict
 from inspectd.workshop.export import ExportOutcome
 from inspectd.workshop.options import ExportTarget
-from inspectd.workshop.place import refuse_other_things, replacing
+from inspectd.workshop.place import copy_files, refuse_exchanged, refuse_other_things, replacing
 from inspectd.workshop.provenance import read_provenance
 
 
@@ -63,7 +64,9 @@ def _make(
     else:
         path = export_detector(network, manifest, root)
     # As the processor likes; or else with float32 for what is not quantised: heads feel bf16 more than a body does.
+    # A processor without bf16 says nothing about it.
     report = judge_detector_copy(copy, eager, openvino_detections(path, truth.pixels), manifest, truth)
+    report = replace(report, float32=not native_bf16())
     if not report.passed:
         exact = openvino_detections(path, truth.pixels, "f32")
         report = replace(judge_detector_copy(copy, eager, exact, manifest, truth), float32=True)
@@ -131,11 +134,12 @@ def _export_into(
         metrics = {**manifest.metrics, to: report.metrics(len(val))}
         metrics["gate"] = {**manifest.metrics.get("gate", {}), to: report.as_json()}
         with replacing(destination) as work:
-            shutil.copytree(bundle.path, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            copy_files(bundle, work)
             shutil.rmtree((work / COPY_MODEL[to]).parent, ignore_errors=True)
             shutil.copytree(Path(aside) / to, work / to)
             float32 = float32_copies(manifest.float32, {to: report.float32})
             write_manifest(work, manifest.model_copy(update={"metrics": metrics, "float32": float32}))
+            refuse_exchanged(bundle)
     return report
 
 
@@ -144,7 +148,11 @@ def _pictures_of(bundle: Bundle, data: Path, tell: Tell) -> tuple[U8, BoxedPictu
     record = read_provenance(bundle)
     if record is None:
         raise UsageError(f"{bundle.path}: does not record what it was trained on; train it again")
-    dataset = open_boxes(data, classes=bundle.manifest.classes)
+    dataset = open_boxes(
+        data,
+        classes=bundle.manifest.classes,
+        on_progress=lambda done, total: tell("checking pictures", done, total),
+    )
     found = {boxed.sample.sha256: boxed for part in dataset.splits.values() for boxed in part}
     if missing := [seen.name for seen in record.pictures if seen.file not in found]:
         raise DataError(

@@ -19,6 +19,7 @@ from defusedxml.ElementTree import fromstring
 from inspectd.errors import DataError
 
 _EDGE = 1.0  # pixels that a box may stick out by: rounding, or a tool that counts from 0
+_LEAST_SIDE = 0.1  # pixels; less shows nothing, and is lost in float32 when the box is moved and scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +106,14 @@ def read_coco(path: Path) -> list[LabelledPicture]:
         return list(_coco_pictures(content, path))
     except KeyError as err:
         raise DataError(f"{path}: is not of COCO's form: {err.args[0]!r} is missing somewhere") from None
-    except (TypeError, ValueError, AttributeError) as err:
+    except (TypeError, ValueError, AttributeError, OverflowError) as err:
         raise DataError(f"{path}: is not of COCO's form: {err}") from None
 
 
 def _coco_pictures(content: Any, path: Path) -> Iterator[LabelledPicture]:
     names = {entry["id"]: str(entry["name"]).strip() for entry in content["categories"]}
+    if len(names) != len(content["categories"]):
+        raise DataError(f"{path}: two categories have the same id")
     pictures = {entry["id"]: entry for entry in content["images"]}
     if len(pictures) != len(content["images"]):
         raise DataError(f"{path}: two pictures have the same id")
@@ -147,7 +150,7 @@ def checked_boxes(picture: LabelledPicture, width: int, height: int) -> tuple[La
     places: dict[tuple[float, ...], LabelledBox] = {}
     for box in picture.boxes:
         edges = (box.left, box.top, box.right, box.bottom)
-        if not all(math.isfinite(edge) for edge in edges) or box.right <= box.left or box.bottom <= box.top:
+        if not all(math.isfinite(edge) for edge in edges) or _least_side(box) < _LEAST_SIDE:
             raise DataError(f"{picture.source}: {box} has no area; remove it or draw it again")
         if min(box.left, box.top) < -_EDGE or box.right > width + _EDGE or box.bottom > height + _EDGE:
             raise DataError(f"{picture.source}: {box} lies outside the picture of {width}x{height}")
@@ -155,6 +158,10 @@ def checked_boxes(picture: LabelledPicture, width: int, height: int) -> tuple[La
         first = places.setdefault(edges, cut)
         if first.label != box.label:
             raise DataError(f"{picture.source}: {box} is also labelled {first.label}; keep one of them")
-        if cut.right <= cut.left or cut.bottom <= cut.top:
+        if _least_side(cut) < _LEAST_SIDE:
             raise DataError(f"{picture.source}: {box} lies outside the picture of {width}x{height}")
     return tuple(places.values())
+
+
+def _least_side(box: LabelledBox) -> float:
+    return min(box.right - box.left, box.bottom - box.top)

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import structlog
 
 from inspectd.config import DecisionConfig
 from inspectd.engine.base import Scores
 from inspectd.model.bundle import Manifest, Thresholds
+from inspectd.model.calibrate import lowest_kept
 from inspectd.verdict.decide import Decider, Decision
 from inspectd.workshop.detect.data import BoxedPictures
+
+log = structlog.get_logger(__name__)
 
 F64 = npt.NDArray[np.float64]
 
@@ -50,7 +54,7 @@ def choose_detector_thresholds(
     strongest = strongest_boxes(detections, len(manifest.classes))
     left, bad = 1 - strongest.max(axis=1), np.array([len(labels) > 0 for labels in shown])
     worst = float(left[bad].max(initial=0.0))
-    kept = float(np.quantile(left[~bad], max_false_rejects, method="lower")) if not bad.all() else 1.0
+    kept = lowest_kept(left[~bad], max_false_rejects) if not bad.all() else 1.0
     most = 1 - manifest.detector.score_floor
     pass_min = float(np.clip((worst + kept) / 2 if worst < kept else kept, _PASS_FLOOR, most))
     fail = {}
@@ -62,6 +66,21 @@ def choose_detector_thresholds(
         fail[spec.name] = round(float(np.clip(middle, _FAIL_FLOOR, _FAIL_CEILING)), 4)
     # Rounded up, so that rounding lets nothing pass.
     return Thresholds(pass_min=min(most, float(np.ceil(pass_min * 1e6) / 1e6)), fail=fail)
+
+
+def warn_of_escapes(manifest: Manifest, max_false_rejects: float) -> None:
+    """A wrong pass that is known beforehand is not left to be found in a table."""
+    assert manifest.detector is not None, "a detector's manifest"
+    judged = [figures for name, figures in manifest.metrics.items() if name not in ("split", "gate")]
+    worst = max(figures["operating_point"]["escapes"] for figures in judged)
+    if not worst:
+        return
+    if manifest.thresholds.pass_min < 1 - manifest.detector.score_floor:
+        why = f"where {max_false_rejects:.0%} of the good ones may be given up"
+        advice = "give more pictures, or a larger --max-false-rejects"
+    else:
+        why, advice = "as no box is found in them", "give more pictures, more --epochs, or a larger --size"
+    log.warning("bad_pictures_pass", note=f"{worst} validation pictures wrongly pass {why}; {advice}")
 
 
 def decisions(manifest: Manifest, detections: Scores) -> list[Decision]:

@@ -10,7 +10,7 @@ import structlog
 
 from inspectd.errors import DataError
 from inspectd.model.data import OK_NAMES, SPLITS, Split
-from inspectd.model.pictures import SUFFIXES
+from inspectd.model.folder import files_below, is_picture
 from inspectd.workshop.detect.labels import LabelledPicture, read_coco, read_voc
 
 log = structlog.get_logger(__name__)
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _NAMED_AT_MOST = 3
 
 Found = dict[Split | None, list[tuple[LabelledPicture, Path]]]
-"""Labels with their pictures by split; None is one set that is not split."""
+"""Labels with their pictures by split; None is one set that is not split, and then the only one."""
 
 
 def read_labels(root: Path) -> Found:
@@ -29,9 +29,28 @@ def read_labels(root: Path) -> Found:
     """
     shelf = Shelf(root)
     found = _labelled(root, shelf)
-    for split, path in shelf.unlabelled_good():
-        found.setdefault(split, []).append((LabelledPicture(str(path), path.stem, None, ()), path))
+    unsplit, home = None in found, _home_of_the_loose(found)
+    loose = []
+    for folder, path in shelf.unlabelled_good():
+        if folder is None:
+            loose.append(path)
+        elif unsplit:
+            raise DataError(f"{path}: lies in {folder}/, but pictures with labels lie in no split; move it")
+        found.setdefault(folder or home, []).append((LabelledPicture(str(path), path.stem, None, ()), path))
+    if loose and len(found) > 1:
+        log.warning(
+            "good_pictures_in_no_split",
+            count=len(loose),
+            first=[path.relative_to(root).as_posix() for path in loose[:_NAMED_AT_MOST]],
+            note=f"all count for {home}; others belong in a folder as val/good or test/good",
+        )
     return found
+
+
+def _home_of_the_loose(found: Found) -> Split | None:
+    """Where good pictures count that lie in no split: with the only set there is, else where they are learnt."""
+    homes: tuple[Split | None, ...] = (None, "train", "test", "val")
+    return next((home for home in homes if home in found), None)
 
 
 def _labelled(root: Path, shelf: Shelf) -> Found:
@@ -74,9 +93,8 @@ class Shelf:
         self._root = root
         self._by_name: dict[str, list[Path]] = defaultdict(list)
         self._taken: set[Path] = set()
-        for path in sorted(root.rglob("*")):
-            relative = path.relative_to(root)
-            if path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in relative.parts):
+        for path in files_below(root):
+            if is_picture(path):
                 self._by_name[path.name].append(path)
                 self._by_name[path.stem].append(path)
 
@@ -109,7 +127,7 @@ class Shelf:
         return dict(found)
 
     def unlabelled_good(self) -> list[tuple[Split | None, Path]]:
-        """Pictures without labels that a folder calls good. Others are told of, and left out."""
+        """Pictures without labels that a folder calls good, and their splits. Others are told of, and left out."""
         left = sorted({path for paths in self._by_name.values() for path in paths} - self._taken)
         good = [path for path in left if {part.lower() for part in path.relative_to(self._root).parts[:-1]} & OK_NAMES]
         if forgotten := [path.relative_to(self._root).as_posix() for path in left if path not in set(good)]:
@@ -119,10 +137,7 @@ class Shelf:
                 first=forgotten[:_NAMED_AT_MOST],
                 note="left out; label them, without boxes if they are good, or move them to a folder named good",
             )
-        used = {self._split_of(path) for path in self._taken}
-        if None in used and len(used) == 1:
-            return [(None, path) for path in good]
-        return [(self._split_of(path) or "train", path) for path in good]
+        return [(self._split_of(path), path) for path in good]
 
     def _split_of(self, path: Path) -> Split | None:
         parts = path.relative_to(self._root).parts[:-1]

@@ -31,7 +31,7 @@ from inspectd.workshop.detect.data import BoxedDataset, BoxedPictures, load_boxe
 from inspectd.workshop.detect.export import make_detector_copies
 from inspectd.workshop.detect.gate import CopyReport
 from inspectd.workshop.detect.network import Detector, build_detector, load_body
-from inspectd.workshop.detect.operating import choose_detector_thresholds, picture_figures
+from inspectd.workshop.detect.operating import choose_detector_thresholds, picture_figures, warn_of_escapes
 from inspectd.workshop.detect.precision import average_precision
 from inspectd.workshop.detect.task import DetectTask, predict
 from inspectd.workshop.distributed import World
@@ -88,6 +88,7 @@ def train_detector(
         UsageError: the options make no sense here, or an unfinished run is in the way.
     """
     return train_bundle(
+        data,
         bundle,
         lambda world, told: prepare_detector(data, options, world, told),
         _fit,
@@ -110,7 +111,13 @@ def prepare_detector(data: Path, options: TrainOptions, world: World, tell: Tell
         raise UsageError("train: --stages head is for classifiers; a detector's boxes need more than the last layer")
     if options.threads:
         torch.set_num_threads(options.threads)
-    dataset = open_boxes(data, seed=options.seed, val_fraction=options.val_fraction, groups=options.group_by)
+    dataset = open_boxes(
+        data,
+        seed=options.seed,
+        val_fraction=options.val_fraction,
+        groups=options.group_by,
+        on_progress=lambda done, total: tell("checking pictures", done, total),
+    )
     spec = PreprocessSpec(width=options.size, height=options.size)
     pictures: dict[Split, BoxedPictures] = {
         split: load_boxes(dataset.splits[split], spec, lambda done, total: tell("reading pictures", done, total))
@@ -226,7 +233,7 @@ def _made_from(piece: DetectorWorkpiece) -> Iterator[tuple[Split, Sample, U8]]:
 def _calibrated(
     manifest: Manifest, eager: Scores, reports: list[CopyReport], val: BoxedPictures, max_false_rejects: float
 ) -> Manifest:
-    """Thresholds from validation for the worst of the copies that ship, and what they give."""
+    """Thresholds from validation for the worst of the copies that ship, and what they give; aloud if defects pass."""
     found: dict[str, Scores] = {
         "eager": eager,
         **{report.copy: report.detections for report in reports if report.passed},
@@ -241,4 +248,6 @@ def _calibrated(
             **average_precision(val, detections, final.classes).as_json(),
             "operating_point": picture_figures(final, detections, val),
         }
-    return final.model_copy(update={"metrics": metrics})
+    final = final.model_copy(update={"metrics": metrics})
+    warn_of_escapes(final, max_false_rejects)
+    return final

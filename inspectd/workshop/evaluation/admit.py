@@ -11,10 +11,11 @@ from typing import Literal
 
 from inspectd.errors import DataError, UsageError
 from inspectd.model.bundle import Bundle, file_sha256
+from inspectd.model.folder import files_below
 from inspectd.model.pictures import SUFFIXES
 from inspectd.workshop.evaluation.figures import Concern, SimilarPair
 from inspectd.workshop.evaluation.labelled import Labelled, find_pictures, fingerprint, has_splits, read_labelled
-from inspectd.workshop.provenance import Provenance, Seen, printable
+from inspectd.workshop.provenance import Provenance, Seen
 
 Split = Literal["test", "val", "all"]
 Similar = Literal["drop", "keep", "ignore"]
@@ -190,11 +191,10 @@ def _without_record(data: Path, bundle: Bundle, split: Split) -> str:
 def _folder_fingerprint(data: Path) -> str:
     """The fingerprint that training would give this folder as a whole."""
     found = []
-    for path in sorted(data.rglob("*")):
-        inside = path.relative_to(data)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(p.startswith(".") for p in inside.parts):
+    for path in files_below(data):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
             try:
-                found.append((printable(inside.as_posix()), file_sha256(path)))
+                found.append((path.relative_to(data).as_posix(), file_sha256(path)))
             except OSError as err:
                 raise DataError(f"{path}: cannot be read: {err.strerror or os.strerror(err.errno or 0)}") from err
     return fingerprint(found)

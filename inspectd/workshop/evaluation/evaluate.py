@@ -15,14 +15,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from inspectd import __version__
+from inspectd.config import EngineConfig
 from inspectd.errors import UsageError
 from inspectd.frame import U8
 from inspectd.machine import machine
 from inspectd.model.bundle import WEIGHTS, Bundle, load_bundle
 from inspectd.model.calibrate import F64, Labels
-from inspectd.model.network import build_network, load_weights
+from inspectd.model.network import build_network, load_bundle_weights
 from inspectd.progress import Tell
 from inspectd.workshop.evaluation.admit import Admitted, Similar, admit
 from inspectd.workshop.evaluation.figures import (
@@ -52,6 +54,7 @@ from inspectd.workshop.evaluation.statistics import calibration, curves, trade_o
 from inspectd.workshop.evaluation.validation import Validation, find_validation
 from inspectd.workshop.evaluation.worst import exhibits, worst_pictures
 from inspectd.workshop.evaluation.written import REPORT_HTML, REPORT_JSON, refuse_output, write_report
+from inspectd.workshop.place import refuse_exchanged
 from inspectd.workshop.provenance import Provenance, printable, read_provenance
 
 
@@ -70,8 +73,12 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.max_escapes < 1:
             raise UsageError(f"--max-escapes: {self.max_escapes} is not a share from 0 to below 1, like 0.01")
-        if self.threads < 0 or self.gallery < 0:
-            raise UsageError("--threads and --gallery are not negative")
+        if self.gallery < 0:
+            raise UsageError("--gallery is not negative")
+        try:
+            EngineConfig(threads=self.threads)
+        except ValidationError as err:
+            raise UsageError(f"--threads {self.threads}: {err.errors()[0]['msg']}") from None
 
 
 def evaluate(
@@ -82,7 +89,7 @@ def evaluate(
     None for a detector, which has a report of its own.
 
     Raises:
-        BundleError: the bundle is none, or was changed.
+        BundleError: the bundle is none, was changed, or is exchanged meanwhile.
         DataError: the pictures cannot be used.
         UsageError: pictures that made the bundle are among them, or `output` cannot be used.
         InspectdError: the report could not be written, or the engine failed.
@@ -102,7 +109,9 @@ def evaluate(
     admitted = admit(data, loaded, record, options.split, _stage(told, "reading pictures"), similar)
     progress = _stage(told, "reading validation")
     validation = find_validation(options.validation, data, loaded, record, admitted, progress)
+    refuse_exchanged(loaded)  # reading takes minutes
     report, page = _examine(loaded, data, admitted, validation, record, options, told)
+    refuse_exchanged(loaded)
     write_report(output, {REPORT_JSON: report.model_dump_json(indent=2) + "\n", REPORT_HTML: page})
     return report
 
@@ -192,7 +201,7 @@ def _network(bundle: Bundle) -> torch.nn.Module | None:
     if WEIGHTS not in bundle.manifest.files:
         return None
     network = build_network(bundle.manifest)
-    load_weights(network, bundle.path / WEIGHTS)
+    load_bundle_weights(network, bundle)
     return network
 
 

@@ -23,7 +23,7 @@ from inspectd.frame import U8
 from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, Copy, Manifest
 from inspectd.model.calibrate import F64, Labels, softmax
 from inspectd.model.export import eager_logits, openvino_logits
-from inspectd.model.network import build_network, load_weights
+from inspectd.model.network import build_network, load_bundle_weights
 from inspectd.progress import Tell
 from inspectd.verdict.decide import Decider, Decision, merged_thresholds
 from inspectd.workshop.evaluation.figures import VERDICTS, CopyFigures, Verdict, VerdictFigures
@@ -119,7 +119,7 @@ def judge(
 
     if WEIGHTS in bundle.manifest.files:
         network = build_network(bundle.manifest)
-        load_weights(network, bundle.path / WEIGHTS)
+        load_bundle_weights(network, bundle)
         parts = []
         for start in range(0, total, _CHUNK):
             parts.append(eager_logits(network, pixels[start : start + _CHUNK], bundle.manifest.preprocess))

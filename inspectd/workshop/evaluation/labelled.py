@@ -7,6 +7,7 @@ DATA/{train,val,test}/<class>/…     one split of it is judged
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from inspectd.frame import U8
 from inspectd.model.bundle import ClassSpec
 from inspectd.model.calibrate import Labels
 from inspectd.model.data import SPLITS
+from inspectd.model.folder import files_below, is_picture
 from inspectd.model.pictures import SUFFIXES, decode_picture
 from inspectd.model.preprocess import PreprocessSpec, preprocess_picture
 from inspectd.workshop.provenance import pixels_sha256, printable
@@ -79,7 +81,7 @@ def fingerprint(pictures: Iterable[tuple[str, str]]) -> str:
     """SHA-256 in hex over (name, SHA-256) pairs, in the order of the names: what `model.data` calls a fingerprint."""
     digest = hashlib.sha256()
     for name, sha256 in sorted(pictures):
-        digest.update(f"{name}\0{sha256}\n".encode())
+        digest.update(os.fsencode(f"{name}\0{sha256}\n"))
     return digest.hexdigest()
 
 
@@ -104,11 +106,8 @@ def find_pictures(root: Path, folder: Path, classes: Sequence[ClassSpec]) -> lis
             raise DataError(
                 f"{entry}: the bundle knows no class {printable(entry.name)!r}; it has {', '.join(sorted(known))}"
             )
-        for path in sorted(entry.rglob("*")):
-            if any(part.startswith(".") for part in path.relative_to(folder).parts) or path.is_dir():
-                continue
-            # A link that leads nowhere is a picture that cannot be read; a pipe is none, and would never end.
-            if path.suffix.lower() in SUFFIXES and (path.is_file() or not path.exists()):
+        for path in files_below(entry):
+            if is_picture(path):
                 found.append(File(path, printable(path.relative_to(root).as_posix()), known[entry.name]))
             else:
                 others += 1
