@@ -98,13 +98,13 @@ def control(folder: Path) -> Target:
     """A request on the control socket: understood, or one coded line; the reply is JSON in any case."""
 
     def check(data: bytes) -> None:
-        named = _named(data)
+        op, number, camera = _named(data)
         try:
             request = parse_request(data)
         except ControlError as err:
-            reply = _body(*named, err)
+            reply = _body(op, number, err)
         else:
-            assert named == (request.op, request.id)
+            assert (op, number, camera) == (request.op, request.id, getattr(request, "camera", ""))
             reply = _body(request.op, request.id, request)
         assert isinstance(json.loads(reply)["ok"], bool)
         assert b"\n" not in reply
