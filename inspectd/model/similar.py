@@ -107,6 +107,10 @@ def near_duplicates(a: U8, b: U8 | None = None) -> Pairs:
     return pairs if b is not None else _mutual(pairs, len(a))
 
 
+ALIKE = 0.08
+"""`typical_rest` of a class below which all its pictures may be of one part; a film of one part has 0.04."""
+
+
 def typical_rest(rows: U8) -> float:
     """What is usually left of one print when another of the set is fitted away, 0..1: the median over pairs.
 

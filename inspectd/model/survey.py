@@ -11,7 +11,7 @@ import numpy as np
 
 from inspectd.model.data import Dataset, Sample
 from inspectd.model.folder import OK_NAMES, Split, role_of
-from inspectd.model.similar import typical_rest
+from inspectd.model.similar import ALIKE, typical_rest
 
 Severity = Literal["error", "warning", "note"]
 Kind = Literal[
@@ -39,7 +39,6 @@ UNBALANCED = 10
 """Times as many pictures in the largest class as in the smallest."""
 _SAME_SHAPE = 1.05  # ratio of aspect ratios; more is visible where pictures are stretched to one size
 _DARK_16_BIT = 32  # of 255: an eighth of the range; 12-bit cameras that are not shifted up reach 16
-_ALIKE = 0.08  # of a print's contrast that pictures of a class usually differ in; a film of one part has 0.04
 _BLANK = 2  # levels between darkest and brightest, at most, of a picture that shows nothing
 
 
@@ -212,7 +211,7 @@ def _equal(dataset: Dataset) -> Iterator[Finding]:
 def _alike(dataset: Dataset) -> Iterator[Finding]:
     for label, spec in enumerate(dataset.classes):
         prints = [dataset.looks[sample.name].print for sample in _samples(dataset) if sample.label == label]
-        if spec.name in dataset.chained or typical_rest(np.stack(prints)) < _ALIKE:
+        if spec.name in dataset.chained or typical_rest(np.stack(prints)) < ALIKE:
             yield Finding(
                 "alike",
                 "warning",

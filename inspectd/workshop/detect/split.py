@@ -12,7 +12,7 @@ import structlog
 
 from inspectd.errors import DataError
 from inspectd.model.data import SPLITS, Split
-from inspectd.model.similar import near_duplicates, typical_rest
+from inspectd.model.similar import ALIKE, near_duplicates, typical_rest
 from inspectd.model.split import assign, name_groups
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _NAMED_AT_MOST = 3
-_ALIKE = 0.08  # of a print's contrast; pictures of a class that usually differ by less may all be of one part
 
 
 def refuse_contradictions(samples: Mapping[Split | None, Sequence[BoxedSample]]) -> None:
@@ -138,7 +137,7 @@ def _warn_of_alike(
     alike = []
     for label, name in enumerate(names):
         prints = [boxed.print for boxed, own in zip(samples, labels, strict=True) if own == label]
-        if label in chained or (prints and typical_rest(np.stack(prints)) < _ALIKE):
+        if label in chained or (prints and typical_rest(np.stack(prints)) < ALIKE):
             alike.append(name)
     if alike:
         log.warning(
