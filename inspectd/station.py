@@ -100,8 +100,8 @@ class Station:
             lineup.go_to_work()
             self.lineup = lineup
             old.retire()
-            self._left += [lane.runner for lane in old.lanes.values()]
-            self._left = self.left_behind  # those that have ended are not kept
+            runners = (*self._left, *(lane.runner for lane in old.lanes.values()))
+            self._left = [runner for runner in runners if runner.worker.alive]
             for post in self._posts:
                 config = lineup.camera(post.camera.name)
                 self._ledger.inspect_only(config.name, [roi.name for roi in config.rois])

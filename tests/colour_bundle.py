@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inspectd.model.bundle import Bundle, ClassSpec, Manifest, write_manifest
+from inspectd.model.bundle import Bundle, write_manifest
+from inspectd.model.manifest import ClassSpec, Manifest
 from inspectd.model.preprocess import PreprocessSpec
 
 COLOURS = {"good": (20, 220, 20), "scratch": (220, 20, 20), "stain": (20, 20, 220), "empty": (10, 10, 10)}  # RGB

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from colour_bundle import CLASSES, COLOURS
 
-from inspectd.model.bundle import WEIGHTS, Bundle, Manifest, write_manifest
+from inspectd.model.bundle import WEIGHTS, Bundle, write_manifest
 from inspectd.model.export import normalise, settle_batch_norm
+from inspectd.model.manifest import Manifest
 from inspectd.model.network import build_network, save_weights
 from inspectd.model.preprocess import PreprocessSpec
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inspectd.model.bundle import Bundle, ClassSpec, DetectorSpec, Manifest, write_manifest
+from inspectd.model.bundle import Bundle, write_manifest
+from inspectd.model.manifest import ClassSpec, DetectorSpec, Manifest
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.runtime import import_openvino
 

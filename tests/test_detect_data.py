@@ -11,7 +11,7 @@ from drawn_boxes import write_coco, write_pictures, write_voc
 from PIL import Image
 
 from inspectd.errors import DataError
-from inspectd.model.bundle import ClassSpec
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.detect.data import load_boxes, open_boxes
 from inspectd.workshop.detect.labels import read_coco, read_voc

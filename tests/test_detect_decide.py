@@ -21,7 +21,8 @@ from inspectd.engine.base import Slot
 from inspectd.engine.select import make_engine
 from inspectd.errors import BundleError, ConfigError
 from inspectd.frame import Box
-from inspectd.model.bundle import ClassSpec, DetectorSpec, Manifest, Thresholds, load_bundle
+from inspectd.model.bundle import load_bundle
+from inspectd.model.manifest import ClassSpec, DetectorSpec, Manifest, Thresholds
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.verdict.decide import MAX_BOXES, Decider, Decision
 from inspectd.verdict.schema import FrameInfo, Latency, Verdict

@@ -11,7 +11,7 @@ from square_bundle import CLASSES, DETECTOR, square_bundle
 
 from inspectd.cli_workshop import _report_training
 from inspectd.errors import UsageError
-from inspectd.model.bundle import Manifest
+from inspectd.model.manifest import Manifest
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.detect.data import BoxedPictures
 from inspectd.workshop.detect.operating import choose_detector_thresholds, picture_figures

@@ -10,7 +10,7 @@ import pytest
 from drawn_boxes import write_coco, write_pictures
 
 from inspectd.errors import DataError
-from inspectd.model.bundle import ClassSpec
+from inspectd.model.manifest import ClassSpec
 from inspectd.workshop.detect.data import open_boxes
 
 CLASSES = [ClassSpec(name="good", role="ok"), *(ClassSpec(name=name, role="defect") for name in ("disc", "square"))]

@@ -16,7 +16,8 @@ from inspectd.config import EngineConfig
 from inspectd.engine.base import Slot
 from inspectd.engine.select import make_engine
 from inspectd.errors import DataError, UsageError
-from inspectd.model.bundle import DetectorSpec, load_bundle, write_manifest
+from inspectd.model.bundle import load_bundle, write_manifest
+from inspectd.model.manifest import DetectorSpec
 from inspectd.model.network import build_resnet18, load_weights, save_weights
 from inspectd.model.runtime import import_openvino
 from inspectd.workshop.detect import evaluate as evaluation

@@ -15,7 +15,8 @@ from inspectd.config import EngineConfig
 from inspectd.engine.base import EngineInfo, Slot
 from inspectd.engine.cuda import CudaEngine, batch_buckets
 from inspectd.errors import BundleError, ConfigError, EngineError, FatalEngineError
-from inspectd.model.bundle import WEIGHTS, Bundle, ClassSpec, Manifest, write_manifest
+from inspectd.model.bundle import WEIGHTS, Bundle, write_manifest
+from inspectd.model.manifest import ClassSpec, Manifest
 from inspectd.model.preprocess import PreprocessSpec
 
 INFO = EngineInfo("cuda", "cuda:0", "fp16", "simulated")

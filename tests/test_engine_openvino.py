@@ -24,7 +24,8 @@ from inspectd.engine.openvino import OpenVinoEngine, choose_precision
 from inspectd.engine.select import make_engine
 from inspectd.errors import BundleError, ConfigError, EngineError
 from inspectd.model import bundle as model_bundle
-from inspectd.model.bundle import Bundle, ClassSpec, Copy, Manifest, write_manifest
+from inspectd.model.bundle import Bundle, write_manifest
+from inspectd.model.manifest import ClassSpec, Copy, Manifest
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.runtime import import_openvino
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inspectd.errors import BundleError
-from inspectd.model.bundle import FORMAT_VERSION, ClassSpec, Manifest, Thresholds, load_bundle, write_manifest
+from inspectd.model.bundle import FORMAT_VERSION, load_bundle, write_manifest
+from inspectd.model.manifest import ClassSpec, Manifest, Thresholds
 from inspectd.model.preprocess import PreprocessSpec
 
 pytestmark = pytest.mark.timeout(30)  # a reader that waits on a pipe would wait for ever

@@ -14,7 +14,7 @@ from inspectd.engine.batcher import Batcher, QueueSpec, slots_needed
 from inspectd.engine.runner import EngineRunner
 from inspectd.errors import Stopped
 from inspectd.frame import Frame
-from inspectd.model.bundle import ClassSpec, Manifest
+from inspectd.model.manifest import ClassSpec, Manifest
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec
 from inspectd.observe.ledger import Ledger
 from inspectd.observe.logs import Counted

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inspectd.config import DecisionConfig
 from inspectd.errors import ConfigError
-from inspectd.model.bundle import ClassSpec, Manifest, Thresholds
+from inspectd.model.manifest import ClassSpec, Manifest, Thresholds
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.verdict.decide import Decider, Decision, merged_thresholds
 from inspectd.verdict.schema import FrameInfo, Latency, Verdict

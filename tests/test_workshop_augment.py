@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from inspectd.errors import DataError, UsageError
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import Pictures
 from inspectd.model.flange import generator as numbers
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.synth import render_part
 from inspectd.workshop.augment import Augmenter
 from inspectd.workshop.defects import kind_for, part_of, simulate

@@ -18,7 +18,7 @@ from inspectd import cli
 from inspectd.config import EngineConfig
 from inspectd.engine.openvino import OpenVinoEngine
 from inspectd.errors import BundleError, DataError, EngineError, InspectdError, UsageError
-from inspectd.model.bundle import WEIGHTS, ClassSpec, Manifest, write_manifest
+from inspectd.model.bundle import WEIGHTS, write_manifest
 from inspectd.model.calibrate import choose_thresholds, fit_temperature, operating_point, softmax
 from inspectd.model.data import load_pictures, open_dataset, role_of
 from inspectd.model.export import (
@@ -28,6 +28,7 @@ from inspectd.model.export import (
     normalise,
     settle_batch_norm,
 )
+from inspectd.model.manifest import ClassSpec, Manifest
 from inspectd.model.network import build_network, load_weights, save_weights
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.evaluation.admit import admit

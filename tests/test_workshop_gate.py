@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from inspectd.errors import DataError
-from inspectd.model.bundle import MANIFEST, ClassSpec, Thresholds
+from inspectd.model.bundle import MANIFEST
+from inspectd.model.manifest import ClassSpec, Thresholds
 from inspectd.workshop.gate import TOLERANCE, judge_copy
 from inspectd.workshop.imbalance import plan_for
 from inspectd.workshop.metric import score, worst_recall

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from inspectd.config import DecisionConfig
-from inspectd.model.bundle import ClassSpec, Manifest, Thresholds
+from inspectd.model.manifest import ClassSpec, Manifest, Thresholds
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.verdict.decide import Decider
 from inspectd.workshop.evaluation.judged import pass_scores

@@ -404,8 +404,8 @@ def command(*arguments):
 
 def test_thresholds_let_no_validation_defect_pass():
     """On separable scores the operating point has neither escapes nor false rejects."""
-    from inspectd.model.bundle import ClassSpec
     from inspectd.model.calibrate import choose_thresholds
+    from inspectd.model.manifest import ClassSpec
 
     classes = [ClassSpec(name="good", role="ok"), ClassSpec(name="dent", role="defect")]
     rng = np.random.default_rng(0)

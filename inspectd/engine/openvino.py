@@ -20,7 +20,8 @@ from inspectd.config import EngineConfig
 from inspectd.engine.base import Engine, EngineInfo, Scores, Slot
 from inspectd.errors import BundleError, ConfigError, EngineError, FatalEngineError
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, Bundle, Copy
+from inspectd.model.bundle import Bundle
+from inspectd.model.manifest import COPY_MODEL, Copy
 from inspectd.model.runtime import import_openvino, openvino_core
 
 _PAGE = 4096

@@ -16,7 +16,8 @@ from inspectd.engine.base import EngineInfo, Logits
 from inspectd.engine.cuda import LANES, CudaEngine, OutOfMemory, Stream
 from inspectd.errors import BundleError, ConfigError, FatalEngineError
 from inspectd.frame import U8
-from inspectd.model.bundle import WEIGHTS, Bundle, Manifest
+from inspectd.model.bundle import WEIGHTS, Bundle
+from inspectd.model.manifest import Manifest
 from inspectd.model.network import build_network, load_bundle_weights
 
 P = ParamSpec("P")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inspectd.model.bundle import ClassSpec, Thresholds
+from inspectd.model.manifest import ClassSpec, Thresholds
 
 F64 = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]

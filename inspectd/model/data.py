@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from inspectd.errors import DataError, UsageError
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.folder import EMPTY_NAMES, OK_NAMES, SPLITS, File, Split, find_pictures, role_of
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.pictures import SUFFIXES
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.reading import Look, Reading, read_all

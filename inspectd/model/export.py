@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from inspectd.errors import DataError
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, FORMAT_VERSION, WEIGHTS, Bundle, ClassSpec, Manifest, write_manifest
+from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, Bundle, write_manifest
 from inspectd.model.data import role_of
+from inspectd.model.manifest import COPY_MODEL, ClassSpec, Manifest
 from inspectd.model.network import build_network, save_weights
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.runtime import import_openvino, openvino_core

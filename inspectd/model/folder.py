@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from inspectd.errors import DataError
-from inspectd.model.bundle import ClassSpec, Role
+from inspectd.model.manifest import ClassSpec, Role
 from inspectd.model.pictures import SUFFIXES
 
 Split = Literal["train", "val", "test"]

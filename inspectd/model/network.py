@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
 
 from inspectd.errors import BundleError, DataError
-from inspectd.model.bundle import WEIGHTS, Bundle, Manifest
+from inspectd.model.bundle import WEIGHTS, Bundle
+from inspectd.model.manifest import Manifest
 
 StartWeights = Literal["imagenet", "none"] | Path
 """Where training starts: torchvision's ImageNet weights, random ones, or a file."""

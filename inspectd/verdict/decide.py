@@ -12,7 +12,7 @@ from inspectd.config import DecisionConfig
 from inspectd.engine.base import Logits, Scores
 from inspectd.errors import ConfigError
 from inspectd.frame import Box, Clock, Frame
-from inspectd.model.bundle import Manifest, Thresholds
+from inspectd.model.manifest import Manifest, Thresholds
 from inspectd.observe.ledger import Ticket
 from inspectd.trigger import Trigger
 from inspectd.verdict.schema import BoxScore, NoResultReason, VerdictKind

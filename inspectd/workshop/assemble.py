@@ -15,10 +15,11 @@ from torch import nn
 
 from inspectd import __version__
 from inspectd.frame import U8
-from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, Copy, Manifest, write_manifest
+from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, write_manifest
 from inspectd.model.calibrate import choose_thresholds, fit_temperature, operating_point, softmax, summary
 from inspectd.model.data import Pictures, Sample, Split
 from inspectd.model.export import eager_logits
+from inspectd.model.manifest import Copy, Manifest
 from inspectd.model.network import save_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import Judged, calibration_pictures, float32_copies, make_copy, refused

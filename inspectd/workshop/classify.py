@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import Pictures
 from inspectd.model.export import normalise
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.imbalance import ImbalancePlan
 from inspectd.workshop.metric import score

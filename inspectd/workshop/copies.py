@@ -13,7 +13,6 @@ import structlog
 from torch import nn
 
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, Copy, Manifest, Thresholds
 from inspectd.model.calibrate import Labels
 from inspectd.model.export import (
     INT8_RECIPES,
@@ -24,6 +23,7 @@ from inspectd.model.export import (
     native_bf16,
     openvino_logits,
 )
+from inspectd.model.manifest import COPY_MODEL, Copy, Manifest, Thresholds
 from inspectd.workshop.gate import GateReport, Logits, judge_copy
 
 log = structlog.get_logger(__name__)

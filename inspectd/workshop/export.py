@@ -15,9 +15,10 @@ from torch import nn
 from torchvision.models import resnet18
 
 from inspectd.errors import DataError, UsageError
-from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, Copy, load_bundle, write_manifest
+from inspectd.model.bundle import WEIGHTS, Bundle, load_bundle, write_manifest
 from inspectd.model.data import Pictures, open_dataset
 from inspectd.model.export import eager_logits
+from inspectd.model.manifest import COPY_MODEL, Copy
 from inspectd.model.network import build_network, load_bundle_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import calibration_pictures, float32_copies, make_copy

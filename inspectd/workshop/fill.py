@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import Pictures
+from inspectd.model.manifest import ClassSpec
 from inspectd.workshop.defects import TRIES, Mask, carried, kind_for, part_of, place_on, seen, simulate
 
 _GOOD_AT_MOST = 200  # pictures among which similar ones are looked for, or about

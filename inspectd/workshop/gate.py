@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inspectd.model.bundle import ClassSpec, Thresholds
 from inspectd.model.calibrate import Labels, operating_point, softmax, summary
+from inspectd.model.manifest import ClassSpec, Thresholds
 
 Logits = npt.NDArray[np.float32]
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import roc_auc_score
 
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.calibrate import lowest_kept, softmax
+from inspectd.model.manifest import ClassSpec
 from inspectd.workshop.options import Metric
 from inspectd.workshop.task import Score
 

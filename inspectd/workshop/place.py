@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inspectd.errors import BundleError, DataError, InspectdError, UsageError
-from inspectd.model.bundle import COPY_MODEL, MANIFEST, Bundle, file_sha256
+from inspectd.model.bundle import MANIFEST, Bundle, file_sha256
+from inspectd.model.manifest import COPY_MODEL
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h

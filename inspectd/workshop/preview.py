@@ -14,8 +14,8 @@ import torch
 
 from inspectd.errors import DataError
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import Pictures
+from inspectd.model.manifest import ClassSpec
 from inspectd.workshop.augment import Augmenter
 
 _TILE = (112, 224)  # smallest and largest side of a picture on the sheet, in pixels

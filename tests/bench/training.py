@@ -23,8 +23,8 @@ from torchvision import transforms
 from torchvision.models import resnet18
 
 from inspectd.machine import machine
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import Pictures
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.augment import Augmenter
 from inspectd.workshop.classify import ClassifyTask

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the kit of the tests ne
 from colour_bundle import CLASSES, COLOURS, VERDICTS
 from media import write_clip
 
-from inspectd.model.bundle import Bundle, Manifest, write_manifest
+from inspectd.model.bundle import Bundle, write_manifest
+from inspectd.model.manifest import Manifest
 
 KINDS = list(COLOURS)
 SIDE = 224

@@ -20,8 +20,8 @@ from torchvision.ops import nms
 
 from inspectd.engine.base import Scores
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, Copy, Manifest
 from inspectd.model.export import extremes, quiet, quiet_nncf
+from inspectd.model.manifest import COPY_MODEL, Copy, Manifest
 from inspectd.model.runtime import import_openvino, openvino_core
 from inspectd.workshop.detect.network import Deployed, Detector
 

@@ -28,8 +28,8 @@ import structlog
 
 from inspectd.errors import DataError
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.data import EMPTY_NAMES, OK_NAMES, SPLITS, Progress, Sample, Split, load_pictures
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.model.reading import Reading, read_all
 from inspectd.workshop.detect.labels import LabelledPicture, checked_boxes

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from inspectd.engine.base import Scores
 from inspectd.errors import DataError, UsageError
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, Copy, Manifest, write_manifest
+from inspectd.model.bundle import WEIGHTS, Bundle, write_manifest
 from inspectd.model.export import native_bf16
+from inspectd.model.manifest import COPY_MODEL, Copy, Manifest
 from inspectd.model.network import load_weights, save_weights
 from inspectd.progress import Tell
 from inspectd.workshop.copies import calibration_pictures, float32_copies

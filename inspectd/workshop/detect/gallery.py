@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from inspectd.frame import U8
-from inspectd.model.bundle import Manifest, Thresholds
+from inspectd.model.manifest import Manifest, Thresholds
 from inspectd.verdict.decide import Decision
 from inspectd.verdict.schema import BoxScore
 from inspectd.workshop.detect.augment import Edges

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from inspectd.engine.base import Scores
-from inspectd.model.bundle import Copy, Manifest
+from inspectd.model.manifest import Copy, Manifest
 from inspectd.workshop.detect.data import BoxedPictures
 from inspectd.workshop.detect.operating import picture_figures
 from inspectd.workshop.detect.precision import average_precision

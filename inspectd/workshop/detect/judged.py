@@ -14,7 +14,8 @@ from inspectd.engine.base import Engine, Scores, Slot
 from inspectd.engine.select import make_engine
 from inspectd.errors import EngineError
 from inspectd.frame import U8
-from inspectd.model.bundle import WEIGHTS, Bundle, Manifest
+from inspectd.model.bundle import WEIGHTS, Bundle
+from inspectd.model.manifest import Manifest
 from inspectd.model.network import load_weights
 from inspectd.progress import Tell
 from inspectd.verdict.decide import Decision

@@ -21,7 +21,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 
 from inspectd.errors import DataError
-from inspectd.model.bundle import DetectorSpec, Manifest
+from inspectd.model.manifest import DetectorSpec, Manifest
 from inspectd.model.network import StartWeights, build_resnet18, load_initial_weights
 
 Target = dict[str, Tensor]

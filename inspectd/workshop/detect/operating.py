@@ -11,8 +11,8 @@ import structlog
 
 from inspectd.config import DecisionConfig
 from inspectd.engine.base import Scores
-from inspectd.model.bundle import Manifest, Thresholds
 from inspectd.model.calibrate import lowest_kept
+from inspectd.model.manifest import Manifest, Thresholds
 from inspectd.verdict.decide import Decider, Decision
 from inspectd.workshop.detect.data import BoxedPictures
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import cv2
 
 from inspectd.frame import U8
-from inspectd.model.bundle import Thresholds
+from inspectd.model.manifest import Thresholds
 from inspectd.workshop.detect.figures import DetectorReport, ErrorKind, JudgedPicture
 from inspectd.workshop.detect.gallery import drawn, reaches
 from inspectd.workshop.evaluation.figures import Curve, Share

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 
 from inspectd.engine.base import Scores
-from inspectd.model.bundle import ClassSpec
+from inspectd.model.manifest import ClassSpec
 from inspectd.workshop.detect.data import BoxedPictures
 
 RECALL_STEPS = np.linspace(0, 1, 101)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from inspectd.engine.base import Scores
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec, DetectorSpec
 from inspectd.model.export import normalise
+from inspectd.model.manifest import ClassSpec, DetectorSpec
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.workshop.detect.augment import BoxAugmenter
 from inspectd.workshop.detect.data import BoxedPictures

@@ -20,8 +20,9 @@ from inspectd import __version__
 from inspectd.engine.base import Scores
 from inspectd.errors import UsageError
 from inspectd.frame import U8
-from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, Bundle, DetectorSpec, Manifest, write_manifest
+from inspectd.model.bundle import FORMAT_VERSION, WEIGHTS, Bundle, write_manifest
 from inspectd.model.data import Sample, Split
+from inspectd.model.manifest import DetectorSpec, Manifest
 from inspectd.model.network import save_weights
 from inspectd.model.preprocess import PreprocessSpec
 from inspectd.progress import Tell

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from inspectd.model.bundle import Bundle, Role, Thresholds
+from inspectd.model.bundle import Bundle
+from inspectd.model.manifest import Role, Thresholds
 from inspectd.workshop.provenance import printable
 
 Verdict = Literal["pass", "fail", "uncertain", "empty", "engine_error"]

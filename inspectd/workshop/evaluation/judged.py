@@ -20,9 +20,10 @@ from inspectd.engine.base import Engine, Logits, Slot
 from inspectd.engine.select import make_engine
 from inspectd.errors import EngineError, FatalEngineError
 from inspectd.frame import U8
-from inspectd.model.bundle import COPY_MODEL, WEIGHTS, Bundle, Copy, Manifest
+from inspectd.model.bundle import WEIGHTS, Bundle
 from inspectd.model.calibrate import F64, Labels, softmax
 from inspectd.model.export import eager_logits, openvino_logits
+from inspectd.model.manifest import COPY_MODEL, Copy, Manifest
 from inspectd.model.network import build_network, load_bundle_weights
 from inspectd.progress import Tell
 from inspectd.verdict.decide import Decider, Decision, merged_thresholds

@@ -17,10 +17,10 @@ import numpy as np
 
 from inspectd.errors import DataError
 from inspectd.frame import U8
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.calibrate import Labels
 from inspectd.model.data import SPLITS
 from inspectd.model.folder import files_below, is_picture
+from inspectd.model.manifest import ClassSpec
 from inspectd.model.pictures import SUFFIXES, decode_picture
 from inspectd.model.preprocess import PreprocessSpec, preprocess_picture
 from inspectd.workshop.provenance import pixels_sha256, printable

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from inspectd.config import DecisionConfig
-from inspectd.model.bundle import Manifest
 from inspectd.model.calibrate import Labels
+from inspectd.model.manifest import Manifest
 from inspectd.verdict.decide import Decider
 from inspectd.workshop.evaluation.figures import OperatingPoint, VerdictFigures
 from inspectd.workshop.evaluation.judged import Judged, pass_scores, role_mask, verdict_figures, verdict_of

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inspectd.model.bundle import ClassSpec
 from inspectd.model.calibrate import F64, Labels, softmax
+from inspectd.model.manifest import ClassSpec
 from inspectd.workshop.evaluation.figures import Bin, CalibrationFigures, ClassFigures, Curve, Curves, Share, TradeOff
 
 Mask = npt.NDArray[np.bool_]

@@ -11,7 +11,8 @@ import numpy as np
 from torch import nn
 
 from inspectd.frame import U8
-from inspectd.model.bundle import Bundle, Manifest
+from inspectd.model.bundle import Bundle
+from inspectd.model.manifest import Manifest
 from inspectd.workshop.evaluation.cam import class_activation, overlay
 from inspectd.workshop.evaluation.figures import ErrorKind, WorstPicture
 from inspectd.workshop.evaluation.judged import Judged, ok_score
