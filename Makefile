@@ -8,12 +8,13 @@ APT_PACKAGES := gir1.2-gst-rtsp-server-1.0 python3-gi python3-venv gstreamer1.0-
 	e2fsprogs mount util-linux
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-soak test-vm test-cuda faults fuzz audit bench lint lock clean system-packages
+.PHONY: help demo test test-soak test-properties test-vm test-cuda faults fuzz audit bench lint lock clean system-packages
 
 help:
 	@echo "make demo       set up .venv, train a small model on generated parts, run the daemon on a generated camera"
 	@echo "make test       lint, types, layers and all tests"
 	@echo "make test-soak  the tests that take minutes, then months in SOAK_HOURS=2: faults by a seed, and a report with a picture"
+	@echo "make test-properties  every property of the tests on EXAMPLES=30 times as many examples, others each time"
 	@echo "make test-vm    USB cameras and systemd on a real kernel: a Debian guest under QEMU, built from packages"
 	@echo "make test-cuda  the tests that need an NVIDIA GPU"
 	@echo "make faults     the fault table alone; writes docs/faults.md with the times that were measured"
@@ -72,6 +73,11 @@ SOAK_SEED ?= 1
 test-soak: $(VENV)/.installed-test system-packages
 	$(BIN)/pytest -m soak --timeout=3600
 	$(BIN)/python tests/soak/run.py --hours $(SOAK_HOURS) --seed $(SOAK_SEED) -o build/soak-$$(date +%Y%m%d-%H%M%S)
+
+EXAMPLES ?= 30
+
+test-properties: $(VENV)/.installed-test
+	INSPECTD_EXAMPLES=$(EXAMPLES) $(PYTEST) -n 2 -m hypothesis --timeout=3600
 
 # Each row alone: what one of them costs another is no property of the fault.
 faults: $(VENV)/.installed-test system-packages

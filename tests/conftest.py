@@ -2,6 +2,7 @@
 
 import logging
 
+import properties  # noqa: F401  what every property test is tried on
 import pytest
 import structlog
 

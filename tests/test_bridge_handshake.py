@@ -2,8 +2,9 @@
 
 import pytest
 from bridge_loop import LAYOUT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.bridge import codes
 from inspectd.bridge.handshake import GRACE_S, REPLY_TIMEOUT_S, Handshake
@@ -160,7 +161,7 @@ def test_somebody_elses_triggers_are_not_remembered_for_ever(hand):
     assert hand.number_of("other7") == hand.number_of(None) == 0
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.lists(st.tuples(st.sampled_from("srARalpxt"), st.floats(0, 0.6)), max_size=60))
 def test_done_means_every_region_answered_this_very_trigger(steps):
     """In any order of everything: done and busy and error exclude each other, and done is earned."""

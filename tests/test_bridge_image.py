@@ -4,8 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 from bridge_loop import LAYOUT
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.bridge import codes
 from inspectd.bridge.image import LineImage
@@ -268,6 +269,13 @@ def test_a_label_that_the_layout_does_not_have_has_a_number_of_its_own(image):
     assert image.roi("top", "part", 0.0).label == 0xFFFF
 
 
+def test_a_silence_that_nobody_looked_into_is_a_silence(image):
+    """A second without a heartbeat ends with one before any PLC reads: the pass within it is over all the same."""
+    image.result(verdict(0.9), 0.9, recovered=False)
+    image.heartbeat(heartbeat(1.1), 1.1)
+    assert shown(image, 1.1) == (codes.FAIL_SAFE, codes.WAITING)
+
+
 def test_what_waited_in_a_buffer_is_as_old_as_it_is(image):
     """A bridge that was stopped for 8 s reads heartbeats and passes of that time all at once: none counts."""
     for beat in range(17):
@@ -311,14 +319,22 @@ def histories(draw):
     return draw(st.lists(st.tuples(step, st.floats(0.01, 0.45)), max_size=40))
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(history=histories())
+@example(
+    history=[
+        (("restart", None), 0.25),
+        (("beat", "ready"), 0.25),
+        (("client", None), 0.25),
+        (("verdict", "pass"), 0.25),
+    ]
+)
 def test_a_pass_is_shown_only_while_everything_speaks_for_it(history):
     """Any history: whoever reads a pass could have known every fact that it needs; and no result is uncounted."""
     image = LineImage(LAYOUT, HOLD_MS)
     now, boot, seq = 0.0, 1, 0
     beat_at, state, alarm, camera = -9.0, "none", "connecting", None
-    restarted_at = -9.0
+    heard, restarted_at = False, -9.0  # a restart is noticed by who had heard the daemon before
     published, counted_before = 0, None  # since the bridge listens; what it had counted by then
     newest = None  # (published, kind) of the newest live result, None once anything spoke against it
     for (what, value), pause in history:
@@ -356,9 +372,11 @@ def test_a_pass_is_shown_only_while_everything_speaks_for_it(history):
                 image.lost("verdict/top/part/", value)
                 newest = None
             case "restart":
-                boot, seq, newest, camera, restarted_at = boot + 1, 0, None, None, now
+                boot, seq, newest, camera = boot + 1, 0, None, None
+                restarted_at = now if heard else restarted_at
                 image.heartbeat(heartbeat(now, "starting", boot=f"b{boot}"), now)
                 beat_at, state = now, "starting"
+        heard = heard or what in ("verdict", "late", "repeat", "beat", "camera", "restart")
         if state != "ready" or alarm is not None or camera in ("fault", "starting") or now - beat_at >= 1:
             newest = None
         if now - restarted_at < 1:

@@ -5,8 +5,9 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.capture.freshness import HORIZON_S, TOLERANCE_S, BacklogDetector
 from inspectd.capture.gate import FrostDetector, Gate, Pacer
@@ -153,7 +154,7 @@ def paced(pacer, times):
     with_pts=st.booleans(),
     live=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_pacing_is_even_and_misses_no_rate(fps, max_fps, jitter, seed, with_pts, live):
     """Of a steady stream, min(fps, max_fps) frames a second are left, one about every period."""
     assume(with_pts or live)
@@ -173,7 +174,7 @@ def test_pacing_is_even_and_misses_no_rate(fps, max_fps, jitter, seed, with_pts,
     steps=st.lists(st.tuples(st.floats(0.001, 0.2), st.floats(-5, 5) | st.none()), min_size=50, max_size=300),
     max_fps=st.floats(1, 60),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_no_pts_however_mad_silences_or_unleashes_a_live_camera(steps, max_fps):
     """With any pts at all, the long-run rate is that of our own clock, and no long gap opens."""
     arrivals = list(itertools.accumulate((step for step, _ in steps), initial=7.0))[1:]
@@ -292,7 +293,7 @@ connections = st.fixed_dictionaries(
         "seed": 0,
     }
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_no_old_frame_passes_as_fresh_and_no_fresh_stream_stays_stale(connection):
     """Bursts at the start, stops of our process, jitter, losses and drift, in any mixture."""
     rest = {key: value for key, value in connection.items() if key != "speed"}

@@ -10,8 +10,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.client.continuity import CATCH_UP_S, REPLAY_S, Ask, Continuity
 from inspectd.client.events import Event, Health, Lost, Received, Restarted
@@ -427,7 +428,7 @@ def accounts(events: list[Event]) -> dict[tuple[str, str], list[int]]:
     return told
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(step, max_size=60))
 def test_every_message_is_told_or_told_lost_once_and_in_order(steps: list[tuple[object, ...]]) -> None:
     """Whatever is lost, repeated, overtaken, unanswered or late."""
@@ -447,7 +448,7 @@ def test_every_message_is_told_or_told_lost_once_and_in_order(steps: list[tuple[
             assert numbers == published[: len(numbers)]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.lists(step.filter(lambda what: what[0] not in ("replay", "wait")), max_size=60))
 def test_with_a_journal_that_answers_nothing_is_lost(steps: list[tuple[object, ...]]) -> None:
     """Through restarts, too, and boots that nobody saw."""
@@ -462,7 +463,7 @@ def test_with_a_journal_that_answers_nothing_is_lost(steps: list[tuple[object, .
     assert {key: numbers for key, numbers in accounts(line.bench.events).items() if numbers} == published
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(step.filter(lambda what: what[0] != "replay"), max_size=60))
 def test_only_what_came_by_itself_is_not_marked(steps: list[tuple[object, ...]]) -> None:
     """No message that was lost on the way, or that repeats a last value, is ever taken for a live one."""

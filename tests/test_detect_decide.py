@@ -9,9 +9,10 @@ import socket
 import numpy as np
 import pytest
 from daemon_process import DaemonProcess, Subscriber
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from media import write_clip
+from properties import examples
 from square_bundle import BLUE, RED, square_bundle
 
 from inspectd.commission import probe_models
@@ -174,7 +175,7 @@ row = st.tuples(coordinate, coordinate, extent, extent, st.floats(0, 1, width=32
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(row, max_size=8), st.floats(0.03, 1), st.floats(0.03, 1), st.floats(0.51, 0.98))
 def test_whatever_the_boxes_the_rule_holds(boxes: list, dent: float, stain: float, pass_min: float) -> None:
     """Failing boxes fail and are told, a pass has none that doubts it, and every decision can be published."""

@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.engine.batcher import Batcher, Crop, QueueSpec, slots_needed
 from inspectd.errors import Stopped
@@ -205,7 +206,7 @@ def test_close_wakes_a_blocked_producer_and_a_blocked_engine():
     assert outcome == ["stopped", None]
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.lists(st.sampled_from(["put a", "put b", "take", "release"]), max_size=120), st.integers(1, 5))
 def test_slots_and_crops_are_conserved(actions, max_batch_size):
     """Whatever the interleaving: each crop leaves once, in order per camera, and no slot has two owners."""

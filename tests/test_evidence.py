@@ -22,9 +22,10 @@ import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from journal_kit import eventually
+from properties import examples
 from structlog.testing import capture_logs
 
 from inspectd.capture.picture import PictureReader
@@ -185,7 +186,7 @@ def test_a_gray_picture_keeps_its_gray(full_range: bool) -> None:
     assert set(picture.ravel()) == {126 if full_range else 128}
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_a_copy_has_the_very_samples_of_the_frame(data: st.DataObject) -> None:
     """At any place, in frames of odd sizes and padded rows: what is developed is what the whole frame would give."""

@@ -6,8 +6,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 from scripted_engine import EngineError, FatalEngineError, ScriptedEngine
 
 from inspectd.config import CameraConfig, DecisionConfig
@@ -240,7 +241,7 @@ ACTIONS = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@examples(300)
 @given(st.lists(ACTIONS, max_size=40))
 def test_whatever_comes_between_every_region_of_every_frame_has_one_fate_and_it_is_the_right_one(actions):
     """Frames, batches, faults, a dying device, stops in the middle of a crop, and recipes that change the regions."""

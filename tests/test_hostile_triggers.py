@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from properties import examples
 
 from inspectd.config import CameraConfig
 from inspectd.verdict.control_schema import ControlError, TriggerRequest
@@ -197,5 +197,5 @@ class Desk(RuleBasedStateMachine):
         assert self.desk.wait_s() == float("inf")
 
 
-Desk.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+Desk.TestCase.settings = examples(50, stateful_step_count=40)
 TestTheDeskDoesAsTheModelSays = Desk.TestCase

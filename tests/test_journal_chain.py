@@ -6,9 +6,10 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from journal_kit import BOOT, TOPIC, body, query, write
+from properties import examples
 
 from inspectd.verdict.journal.loss import without
 from inspectd.verdict.journal.row import Row, chain_hash
@@ -170,7 +171,7 @@ def test_damage_to_the_file_is_a_fault_and_no_traceback(path):
     assert any("damaged" in line for line in faults(path))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(number=st.integers(1, ROWS), seed=st.data())
 def test_nothing_that_is_done_to_one_row_goes_unseen(template, tmp_path, number, seed):
     """Any column, any other value: some fault names the row or the one behind it."""
@@ -206,7 +207,7 @@ ROW = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(a=ROW, b=ROW, cut=st.integers(0, 8))
 def test_two_rows_have_one_hash_only_if_they_are_equal(a, b, cut):
     """Nor does text that moves from one column to the next give the same hash: lengths stand before texts."""

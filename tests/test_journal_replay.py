@@ -7,9 +7,10 @@ import threading
 import msgpack
 import pytest
 import structlog
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from journal_kit import BOOT, TOPIC, body, journal, query, write
+from properties import examples
 
 from inspectd.verdict.control_schema import ControlError, ReplayPage, ReplayRequest
 from inspectd.verdict.journal import ReplayDesk
@@ -201,7 +202,7 @@ def test_too_many_requests_are_refused_at_once(path):
     assert refused.value.code == "stopping"
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     written=st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 30)), max_size=40),
     from_seq=st.integers(1, 31),

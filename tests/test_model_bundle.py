@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 from colour_bundle import CLASSES, colour_bundle
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.errors import BundleError
 from inspectd.model.bundle import FORMAT_VERSION, load_bundle, write_manifest
@@ -217,7 +218,7 @@ def test_writing_hashes_everything_and_reads_back(tmp_path):
     assert load_bundle(tmp_path).manifest.thresholds.fail == {"dent": 0.25}
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(position=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_no_changed_byte_of_the_manifest_serves_another_model(original, position, byte):
     """Whatever byte of bundle.json changes: refused, or the very same files are served."""

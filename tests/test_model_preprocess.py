@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.frame import Box, Frame
 from inspectd.model.preprocess import Preprocessor, PreprocessSpec, preprocess_picture
@@ -286,7 +287,7 @@ def test_flat_pictures_stay_flat_at_any_size():
             assert (preprocess_picture(picture, SPEC) == level).all()
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_any_box_of_any_frame_is_near_exact_arithmetic(data):
     """Offsets, sizes and network sizes at random, in noise, where every misplaced pixel counts."""

@@ -4,8 +4,9 @@ from collections import Counter
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.config import CameraConfig
 from inspectd.trigger import TriggerBoard
@@ -164,7 +165,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(STEPS)
 def test_whatever_happens_each_region_of_each_trigger_is_answered_once(steps):
     """Random interleavings of triggers, frames, results, time and lost cameras; afterwards all time passes."""

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inspectd.config import DecisionConfig
 from inspectd.errors import ConfigError
@@ -73,7 +74,7 @@ def threshold_of(bundle: Manifest, name: str) -> float:
     return bundle.thresholds.fail.get(name, bundle.thresholds.fail_default)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(cases())
 def test_a_defect_at_its_threshold_never_passes(case: tuple[Manifest, list[float]]) -> None:
     """Whatever the bundle, the thresholds and the other scores: it fails, and names a defect that did it."""
@@ -91,7 +92,7 @@ def test_a_defect_at_its_threshold_never_passes(case: tuple[Manifest, list[float
         assert {spec.name: spec.role for spec in bundle.classes}[decision.label] == "defect"
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(cases())
 def test_whoever_reads_a_pass_can_check_it(case: tuple[Manifest, list[float]]) -> None:
     """A pass has an ok class on top, enough ok probability, and no published defect score at its threshold."""
@@ -108,7 +109,7 @@ def test_whoever_reads_a_pass_can_check_it(case: tuple[Manifest, list[float]]) -
         assert roles[name] != "defect" or score < threshold_of(bundle, name)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(cases(EXTREME))
 def test_every_decision_can_be_published(case: tuple[Manifest, list[float]]) -> None:
     """Scores are probabilities for any finite logits, and the decision makes a valid message."""
@@ -135,7 +136,7 @@ def test_every_decision_can_be_published(case: tuple[Manifest, list[float]]) -> 
     )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(cases(), st.sampled_from([math.nan, math.inf, -math.inf]), st.data())
 def test_scores_that_are_no_numbers_decide_nothing(
     case: tuple[Manifest, list[float]], poison: float, data: st.DataObject

@@ -116,6 +116,8 @@ class LineImage:
         age = self._transit.age_s(unix_s(message.published_at), now)
         if age >= SILENCE_S:
             return  # it waited somewhere; nobody knows whether its sender still lives
+        if self._unsafe(now) is not codes.NONE:
+            self._forget_all()  # a silence that ends here may have had no witness
         self._heartbeat, self._heard_at = message, now - age
         self._heartbeats += 1
         if message.state != "ready":
