@@ -3,11 +3,12 @@
 import random
 from collections import Counter, deque
 from dataclasses import dataclass
+from itertools import pairwise
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from part_kit import verdict
+from properties import examples
 
 from inspectd.config import PartConfig
 from inspectd.verdict.parts import PartCounter
@@ -120,6 +121,9 @@ class Reader:
             "best_view": best == "fail",
         }[config.vote]
         enough = passed >= config.min_pass_frames and 2 * passed > total
+        blind = sorted([seen.index for seen in inside if seen.sight != "something"] + [*self.unseen])
+        between = [sum(a.index < index < b.index for index in blind) for a, b in pairwise(shown)]
+        enough = enough and max(between, default=0) < config.leave_frames
         most = {reason for reason, count in unseen.items() if count == max(unseen.values())}
         outweighed = unseen.total() > failed + uncertain + gaps
         if len({seen.verdict.model for seen in shown}) > 1:
@@ -232,5 +236,5 @@ class Station(RuleBasedStateMachine):
         assert (self.counter.stuck, self.counter.flickers) == (self.reader.stuck, self.reader.flickers)
 
 
-Station.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+Station.TestCase.settings = examples(100, stateful_step_count=30)
 TestTheCounterSaysWhatAReaderOfEverythingSays = Station.TestCase

@@ -13,6 +13,8 @@ In doubt against a pass, and against silence:
 - Unclear and unseen frames next to a part, up to the nearest empty one, may have shown it: they count as its
   frames, and more than half of all its frames must pass. None of them may be not_ready: what is not vouched for
   does not pass by what it said a moment ago.
+- `leave_frames` frames in a row, none of which shows anything, may hide where one part ends and the next begins:
+  what has them within it does not pass.
 - A part that was in view before the station was seen empty (after the start, after an interruption) cannot
   pass: nobody saw all of it.
 - Unseen frames may be what a run lacks to `enter_frames`: such a stretch is told, as no_result, not taken for
@@ -93,6 +95,7 @@ class PartCounter:
             self._something(verdict, verdict.frame, arrival)
         elif sight == "unclear":
             self._beside(verdict.frame.index).uncertain += 1
+            self._nothing_shown(verdict.frame.index)
         else:
             # Nothing is open after an overdue part, so that at most one of both ends here.
             return self._empty(verdict.frame.index) or overdue
@@ -148,6 +151,7 @@ class PartCounter:
                 self._gap_from = index
                 self._tally.interrupted()
             self._aside.empty += 1
+            self._nothing_shown(index)
         if self._empties < self._config.leave_frames:
             return None
         result = self._end(self._unwitnessed, in_doubt=False)
@@ -164,6 +168,11 @@ class PartCounter:
 
     def _unseen(self, index: int, reason: NoResultReason) -> None:
         self._beside(index).unseen[reason] += 1
+        self._nothing_shown(index)
+
+    def _nothing_shown(self, index: int) -> None:
+        if self._tally is not None:
+            self._tally.nothing_shown(index)
 
     def _beside(self, index: int) -> Aside:
         """Where a frame that does not vote counts: with the part, or with what may become part of one."""

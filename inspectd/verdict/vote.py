@@ -48,6 +48,18 @@ class Aside:
         self.unseen.update(other.unseen)
 
 
+RUNS = 64
+"""Frames that show something, back to which an unseen one that is told late still finds its place."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """Frames in a row of which none shows anything, and where it begins."""
+
+    after: int  # index of the frame before it
+    frames: int = 0
+
+
 class Tally:
     """The frames of one part so far, in memory that does not grow with their number."""
 
@@ -63,12 +75,17 @@ class Tally:
         self._first: tuple[FrameInfo, Verdict]
         self._last: tuple[FrameInfo, Verdict]
         self._mixed = False
+        self._runs: deque[_Run] = deque(maxlen=RUNS)  # one behind each of the last judged frames
+        self._may_be_two = False
 
     def judged(self, verdict: Verdict, frame: FrameInfo) -> None:
         """A frame with something in view."""
         if not self._judged:
             self._first = (frame, verdict)
         self._last = (frame, verdict)
+        if self._runs:
+            self._doubt(self._runs[-1])
+        self._runs.append(_Run(frame.index))
         first = self._first[1]
         self._mixed |= (verdict.model, verdict.config, verdict.recipe) != (first.model, first.config, first.recipe)
         self._judged[verdict.verdict] += 1
@@ -81,6 +98,19 @@ class Tally:
             self._last_fails.append(self._judged.total())
             within = self._last_fails[-1] - self._last_fails[0] < self._config.m
             self._n_of_m |= len(self._last_fails) == self._config.n and within
+
+    def nothing_shown(self, index: int) -> None:
+        """A frame that shows nothing: empty, unclear, or never judged; in the order of the index, or late."""
+        for run in reversed(self._runs):
+            if run.after < index:
+                run.frames += 1
+                if run is not self._runs[-1]:
+                    self._doubt(run)
+                return
+
+    def _doubt(self, run: _Run) -> None:
+        """Between two frames that show something: so many as tell two parts apart, had they been seen."""
+        self._may_be_two |= run.frames >= self._config.leave_frames
 
     def interrupted(self) -> None:
         """An empty frame: what follows is a run of its own."""
@@ -158,7 +188,9 @@ class Tally:
 
     @property
     def _passes(self) -> bool:
-        """Where no fail is voted: enough frames passed, and more than half of all there are."""
+        """Where no fail is voted: enough frames passed, more than half of all there are, and it is one part."""
+        if self._may_be_two:
+            return False
         frames = self._frames
         enough = frames.passed >= self._config.min_pass_frames and 2 * frames.passed > frames.total
         return enough and (self._config.vote != "best_view" or self._best_view == "pass")
