@@ -127,6 +127,11 @@ FIRES = {
         885,
         ["InspectdRestarting"],
     ),
+    "a daemon that dies every hour": (
+        started(*(start * 3600 if at else None for start in range(5) for at in range(240))),
+        4 * 3600 + 60,
+        ["InspectdEndsNowAndThen"],
+    ),
     "no part with a result, at a station that is mostly empty": (
         RUNNING
         | verdicts("no_result", "uncertain", "0+14x60")
@@ -173,6 +178,10 @@ SPARES = {
     ),
     "duplicate triggers": (TRIGGERED | refused("duplicate", EVERY_STEP), 600),
     "a daemon that is restarted twice": (started(*[0] * 10, None, *[160] * 10, None, *[330] * 40), 900),
+    "a daemon that is restarted three times in a shift": (
+        started(*(start * 3600 if at else None for start in range(4) for at in range(240))),
+        4 * 3600,
+    ),
     "one part in fifty without a result": (parts("pass", "0+49x60") | parts("no_result", EVERY_STEP), 900),
     "three parts without a result": (parts("pass", NEVER) | parts("no_result", "0 1 2 3x60"), 900),
     "a single missed deadline": (verdicts("pass", "", "0+10x60") | verdicts("no_result", "deadline", "0 1x60"), 900),

@@ -72,6 +72,22 @@ def test_a_row_from_before_there_was_known_is(path):
     assert at_start(path) == ("lid", True)
 
 
+@pytest.mark.parametrize("boot", ["the one that changed", "a later one"])
+def test_a_journal_that_was_deleted_while_in_use_is_begun_with_it(path, boot):
+    """Whoever tidies up, or a disk that was exchanged: the line does not go back to the configured recipe."""
+    with journal(path) as made:
+        RecipeMemory(made).settle(LID, known=True)
+        assert made.flush(5)
+        if boot == "the one that changed":
+            path.unlink()
+            eventually(lambda: path.exists() and made.state == "ok")
+    if boot != "the one that changed":
+        with journal(path, "b"):
+            path.unlink()
+            eventually(path.exists)
+    assert at_start(path) == ("lid", True)
+
+
 def test_no_change_while_the_disk_fails(path, monkeypatch):
     """Whatever comes to disk later, and in whatever order the process ends: never the one that was refused."""
     with journal(path) as made:

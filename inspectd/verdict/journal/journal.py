@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from threading import Event
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import structlog
@@ -40,6 +40,8 @@ LAST_PAUSE_S = 5.0
 CALM_S = 30.0
 """After so long without a failure the next one is tried again soon."""
 MEGABYTE = 1_000_000
+STANDING: Final = frozenset[EventKind]({"recipe"})
+"""What the next start goes by; a journal that has to be begun anew begins with the newest of each."""
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +65,7 @@ class Journal:
         self.worker = Worker("journal", self._run, self._on_death)
         self._lost_seen = 0  # rows lost up to the last write_through; the thread of message() alone uses it
         self._last_events: dict[str, dict[str, Any]] | None = None  # None until it was opened
+        self._standing: dict[EventKind, Entry] = {}  # by what a start goes that finds this journal
         # The journal's thread alone, once it runs.
         self._store: Store | None = None
         self._place = Place(self._path)
@@ -101,7 +104,11 @@ class Journal:
         """Journal what happened. Values that JSON has no word for become their text. False: there was no room."""
         text = json.dumps(dict(data), ensure_ascii=False, default=str)
         # A file name need not be UTF-8; its bytes become \udcXX, which is how JSON writes them too.
-        return self._put(entry(kind, None, None, text.encode(errors="backslashreplace")))
+        made = entry(kind, None, None, text.encode(errors="backslashreplace"))
+        taken = self._put(made)
+        if taken and kind in STANDING:
+            self._standing[kind] = made
+        return taken
 
     def last_event(self, kind: EventKind) -> dict[str, Any] | None:
         """The newest of a kind as it stood in the journal at the start; none if it could not even be read then."""
@@ -248,7 +255,17 @@ class Journal:
             self._store = Store(self._path)
             if self._last_events is None:
                 self._last_events = self._store.last_events()
+            if not self._store.chain.head_number:
+                self._begin_anew(self._store)
         return self._store
+
+    def _begin_anew(self, store: Store) -> None:
+        """The file was taken away while it was in use, or there never was one."""
+        for kind in STANDING:
+            if kind not in self._standing and (said := self.last_event(kind)) is not None:
+                self._standing[kind] = entry(kind, None, None, json.dumps(said).encode())
+        if rows := self._chained(list(self._standing.values()), store):
+            store.append(rows)
 
     def _close(self) -> None:
         if self._store is not None:
