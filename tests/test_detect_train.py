@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from drawn_boxes import write_coco, write_pictures, write_voc
+from other_processor import widest_weight
 from safetensors.torch import load_file
 
 from inspectd.config import EngineConfig
@@ -132,6 +133,11 @@ def test_the_engine_of_the_daemon_gives_the_boxes_of_the_copy(bundle, val):
         memory[:] = val.pixels[:4]
         engine.submit([Slot(index, memory[index]) for index in range(4)], lambda slots: None)
         np.testing.assert_allclose(engine.collect(), alone, atol=1e-3)
+
+
+def test_int8_leaves_room_for_sums_on_processors_without_vnni(bundle):
+    """As a classifier's copy does."""
+    assert 0 < widest_weight(bundle.copy_path("openvino-int8")) <= 64
 
 
 def test_a_bundle_is_evaluated_into_a_page_and_figures(bundle, tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from made_once import made_once
+from other_processor import answers, widest_weight
 
 from inspectd.cli import main
 from inspectd.errors import BundleError, DataError, InspectdError, UsageError
@@ -228,6 +229,16 @@ def test_a_tampered_bundle_is_refused_by_every_command(bundle, data, tmp_path):
         assert "SHA-256" in errors, arguments
         assert errors.count("\n") == 1, errors
     assert not (tmp_path / "report").exists()
+
+
+def test_int8_judges_to_the_bit_alike_with_and_without_vnni(bundle, data, tmp_path):
+    """No pair of products overflows 16 bits: what its gate saw here holds on a line's older processor."""
+    model = bundle.copy_path("openvino-int8")
+    assert 0 < widest_weight(model) <= 64, "2 * 255 * 64 is within 16 bits"
+    pixels = load_pictures(open_dataset(data).splits["val"], bundle.manifest.preprocess).pixels[:12]
+    everything = answers(model, pixels, tmp_path, None)
+    for older in ("AVX2", "AVX512_CORE"):
+        np.testing.assert_array_equal(answers(model, pixels, tmp_path, older), everything)
 
 
 @pytest.mark.usefixtures("_hasty_int8")

@@ -20,7 +20,7 @@ from torchvision.ops import nms
 
 from inspectd.engine.base import Scores
 from inspectd.frame import U8
-from inspectd.model.export import extremes, quiet, quiet_nncf
+from inspectd.model.export import int8_parameters, quiet, quiet_nncf
 from inspectd.model.manifest import COPY_MODEL, Copy, Manifest
 from inspectd.model.runtime import import_openvino, openvino_core
 from inspectd.workshop.detect.network import Deployed, Detector
@@ -46,7 +46,7 @@ def export_detector_int8(network: Detector, manifest: Manifest, target_dir: Path
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(calibration),
             ignored_scope=nncf.IgnoredScope(patterns=[_BEYOND_PYRAMID], validate=False),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=extremes()),
+            advanced_parameters=int8_parameters(),
         )
     return _save(quantised, "openvino-int8", target_dir)
 
