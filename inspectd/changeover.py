@@ -220,6 +220,7 @@ class Changeover:
         restart = [str(change) for change in found if not change.live]
         if applied:
             self._take(effective, "config")
+            self._memory.reconfigured(wanted)
             self._memory.settle(self._station.lineup.identity, known=self._recipe_known)
             self._settings = wanted
         self._say_reloaded(found, applied, restart)

@@ -145,6 +145,8 @@ class Daemon:
         lineup = LineUp(effective, bundles, wiring)
         if self.journal is not None:  # before any message: what follows is this boot's
             self.journal.event("boot", {"version": __version__, "settings": effective.public(), **lineup.identity})
+        if self.settings.recipes:
+            memory.settle(lineup.identity, known=recipe_known)
         commands = LineCommands(self.boot_id, self._start_replay(running), self.journal)
         self._start_http(running)
         self._start_publisher(lineup, commands, running)
@@ -188,6 +190,7 @@ class Daemon:
         return desk
 
     def _start_http(self, running: ExitStack) -> None:
+        self.metrics.ask_ready(lambda: self.health.ready()[0])
         self.http = HttpServer(self.settings.http.bind, self.metrics, health=self.health.alive, ready=self.health.ready)
         self.http.start()
         self._workers.append(self.http.worker)
@@ -297,7 +300,6 @@ class Daemon:
         wrong = {name: why for name, why in detail.items() if why != "ok"}
         state: State = "ready" if ready else "starting" if self._only_starting() else "fault"
         reason = "; ".join(f"{name}: {why}" for name, why in wrong.items()) or None
-        self.metrics.set_ready(ready)
         self.publisher.set_state(state, reason, valid_s=LATE_S)  # on every turn: a loop that hangs is not ready
         if (state, reason) != self._state:
             self._state = (state, reason)

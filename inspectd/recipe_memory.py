@@ -1,7 +1,9 @@
 """Which recipe is in force, remembered in the journal: a start after whatever end goes on with it, or says it cannot.
 
-Before the recipes are exchanged the new one is on disk as `known: false`, and once it is at work, or the old one has
-stayed, what is in force as `known: true`. So the newest row is never that of a recipe which was left.
+Every start writes down what it begins with. Before the recipes are exchanged the new one is on disk as `known: false`,
+and once it is at work, or the old one has stayed, what is in force as `known: true`. So the newest row is never that
+of a recipe which was left. It also says which one the configuration named then: where that is another by now, somebody
+has chosen since, as by a reload.
 """
 
 from __future__ import annotations
@@ -26,23 +28,35 @@ class RecipeMemory:
 
     def __init__(self, journal: Journal | None) -> None:
         self._journal = journal
+        self._configured: str | None = None
 
     def at_start(self, settings: Settings) -> tuple[str | None, bool]:
         """The recipe to begin with, and whether it is known to be right: the one that was in force at the end.
 
-        A journal that cannot be read does not know; then the line must be told before anything passes.
+        A journal that cannot be read, or does not say it in whole, does not know; then the line must be told before
+        anything passes.
         """
-        configured = settings.recipe
+        self._configured = configured = settings.recipe
         if self._journal is None or not settings.recipes:
             return configured, True
+        readable = self._journal.state == "ok"  # asked first: it may become so meanwhile
         last = self._journal.last_event("recipe")
         if last is None:
-            return configured, self._journal.state == "ok"
-        recipe = last.get("recipe")
-        if recipe is not None and recipe not in settings.recipes:
+            return configured, readable
+        if "recipe" not in last:
+            log.error("recipe_unreadable", instead=configured)
+            return configured, False
+        if last.get("configured", configured) != configured:
+            return configured, True
+        recipe = last["recipe"]
+        if recipe is not None and (not isinstance(recipe, str) or recipe not in settings.recipes):
             log.warning("recipe_gone", recipe=recipe, instead=configured)
             return configured, False
         return recipe, last.get("known", True) is True
+
+    def reconfigured(self, settings: Settings) -> None:
+        """The configuration was read anew: what is written from now on was chosen beside this one."""
+        self._configured = settings.recipe
 
     def begin_change(self, to: Mapping[str, Any]) -> None:
         """Have it on disk that the recipe is being changed; until `settle` a start does not know which one is right.
@@ -60,4 +74,5 @@ class RecipeMemory:
 
     def _write(self, what: Mapping[str, Any], *, known: bool) -> bool:
         assert self._journal is not None
-        return self._journal.event("recipe", {**what, "known": known}) and self._journal.flush(WRITE_S)
+        row = {**what, "configured": self._configured, "known": known}
+        return self._journal.event("recipe", row) and self._journal.flush(WRITE_S)

@@ -12,6 +12,7 @@ import pytest
 from colour_bundle import COLOURS, VERDICTS, colour_bundle
 from daemon_process import DaemonProcess
 from faulty_camera import FaultyCamera, kind_at
+from journal_kit import eventually
 from line import Line, running_daemon
 
 from inspectd import challenge
@@ -268,7 +269,7 @@ def test_the_journal_knows_every_change(line, folder):
         kinds = [kind for (kind,) in journal.execute("SELECT kind FROM rows ORDER BY number")]
     changes = [kind for kind in kinds if kind not in ("verdict", "status", "message")]
     switched, refused, reloaded = ["recipe", "challenge", "recipe"], ["challenge"], ["challenge", "recipe", "config"]
-    assert changes == ["boot", "challenge", *switched, *refused, *reloaded]
+    assert changes == ["boot", "recipe", "challenge", *switched, *refused, *reloaded]
 
 
 def test_a_recipe_outlives_a_restart(folder, monkeypatch):
@@ -291,6 +292,22 @@ def test_a_recipe_that_is_not_known_any_more_must_be_chosen_before_anything_pass
         assert line.verdict(lambda m: m["reason"] != "stale")["reason"] == "not_ready"
         assert line.ask("recipe", name=None)["ok"]
         assert line.verdict(lambda m: m["reason"] is None)["recipe"] is None
+
+
+def test_what_nobody_knew_is_not_known_to_a_journal_that_was_begun_instead(folder, monkeypatch):
+    """A damaged one is moved away, as the log advises; nobody has chosen a recipe yet, and the next start says so too."""
+    path, journal = folder / "line.toml", folder / "journal.db"
+    with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
+        assert line.ask("recipe", name="lid")["ok"]
+    damaged = bytearray(journal.read_bytes())
+    damaged[100 : 3 * 4096] = bytes([0xFF]) * (3 * 4096 - 100)
+    journal.write_bytes(damaged)
+    with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
+        assert "recipe is not known" in line.state("fault")
+        journal.rename(folder / "damaged.db")
+        eventually(lambda: daemon.journal.state == "ok")
+    with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
+        assert "recipe is not known" in line.state("fault")
 
 
 def test_sighup_reloads(folder):

@@ -6,7 +6,7 @@ from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
-from journal_kit import eventually, journal
+from journal_kit import TOPIC, eventually, journal
 
 from inspectd.recipe_memory import RecipeMemory
 from inspectd.verdict.control_schema import ControlError
@@ -86,6 +86,69 @@ def test_a_journal_that_was_deleted_while_in_use_is_begun_with_it(path, boot):
             path.unlink()
             eventually(path.exists)
     assert at_start(path) == ("lid", True)
+
+
+def test_a_journal_that_is_put_back_learns_what_was_chosen_meanwhile(path):
+    """Moved away to be looked at, and back, while the daemon wrote another one."""
+    files = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "")]
+    with journal(path) as made:
+        memory = RecipeMemory(made)
+        memory.settle(NONE, known=True)
+        for file in files:
+            file.rename(f"{file}.away")
+        eventually(lambda: path.exists() and made.state == "ok")
+        memory.settle(LID, known=True)
+        for file in files:
+            file.unlink(missing_ok=True)
+        for file in reversed(files):
+            path.with_name(f"{file.name}.away").rename(file)
+        made.message(TOPIC, 1, b"{}")
+        eventually(lambda: made.flush(1))
+    assert at_start(path) == ("lid", True)
+
+
+@pytest.mark.parametrize("now", ["cap", None])
+def test_what_the_file_names_since_then_was_chosen_later(path, now):
+    """As a reload of the same edit would have it; a row of a line that had no recipes then chose none."""
+    with journal(path) as made:
+        memory = RecipeMemory(made)
+        memory.at_start(SimpleNamespace(recipe="lid", recipes=LINE.recipes))
+        memory.settle(NONE, known=True)
+    assert at_start(path, SimpleNamespace(recipe="lid", recipes=LINE.recipes)) == (None, True)
+    assert at_start(path, SimpleNamespace(recipe=now, recipes=LINE.recipes)) == (now, True)
+
+
+def test_what_a_reload_found_in_the_file_is_what_was_named_then(path):
+    with journal(path) as made:
+        memory = RecipeMemory(made)
+        memory.at_start(LINE)
+        memory.reconfigured(SimpleNamespace(recipe="cap"))
+        memory.settle(LID, known=True)
+    assert at_start(path, SimpleNamespace(recipe="cap", recipes=LINE.recipes)) == ("lid", True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda note: b"\xff" + note[1:],
+        lambda note: note.replace(b'"recipe"', b'"rebipe"'),
+        lambda note: note.replace(b'"lid"', b'"cap"'),
+        lambda note: b"[]",
+    ],
+)
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_damaged_note_of_the_recipe_is_not_believed(path, damage, kept):
+    """A flipped bit; without its row, which ages, only what makes no sense can be found."""
+    with journal(path) as made:
+        RecipeMemory(made).settle(LID, known=True)
+    with closing(sqlite3.connect(path)) as connection:
+        ((note,),) = connection.execute("SELECT body FROM last_events WHERE kind = 'recipe'")
+        connection.execute("UPDATE last_events SET body = ? WHERE kind = 'recipe'", (damage(note),))
+        if not kept:
+            connection.execute("DELETE FROM rows")
+        connection.commit()
+    believed = b'"cap"' in damage(note) and not kept
+    assert at_start(path) == (("cap", True) if believed else (None, False))
 
 
 def test_no_change_while_the_disk_fails(path, monkeypatch):

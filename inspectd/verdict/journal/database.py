@@ -85,13 +85,20 @@ def read_chain(connection: sqlite3.Connection) -> Chain:
 
 
 def read_last_events(connection: sqlite3.Connection) -> dict[str, dict[str, Any]]:
-    """The newest event of each kind.
+    """The newest event of each kind; an empty one where it is no event any more, or not what its row says.
 
     Raises:
         sqlite3.Error: they cannot be read.
     """
-    found = {}
-    for kind, body in connection.execute("SELECT kind, body FROM last_events"):
+    found: dict[str, dict[str, Any]] = {}
+    notes = connection.execute(
+        "SELECT note.kind, note.body, rows.kind, rows.body FROM last_events AS note LEFT JOIN rows USING (number)"
+    )
+    for kind, body, row_kind, row_body in notes:
+        found[str(kind)] = {}
+        if row_kind is not None and (kind, body) != (row_kind, row_body):
+            found[str(row_kind)] = {}
+            continue
         with suppress(ValueError, TypeError, RecursionError):
             if isinstance(data := json.loads(body), dict):
                 found[str(kind)] = data

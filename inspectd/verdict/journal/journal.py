@@ -41,7 +41,7 @@ CALM_S = 30.0
 """After so long without a failure the next one is tried again soon."""
 MEGABYTE = 1_000_000
 STANDING: Final = frozenset[EventKind]({"recipe"})
-"""What the next start goes by; a journal that has to be begun anew begins with the newest of each."""
+"""What the next start goes by; a file that does not have the newest of each is told it when it is opened."""
 
 log = structlog.get_logger(__name__)
 
@@ -102,9 +102,7 @@ class Journal:
 
     def event(self, kind: EventKind, data: Mapping[str, Any]) -> bool:
         """Journal what happened. Values that JSON has no word for become their text. False: there was no room."""
-        text = json.dumps(dict(data), ensure_ascii=False, default=str)
-        # A file name need not be UTF-8; its bytes become \udcXX, which is how JSON writes them too.
-        made = entry(kind, None, None, text.encode(errors="backslashreplace"))
+        made = _event(kind, data)
         taken = self._put(made)
         if taken and kind in STANDING:
             self._standing[kind] = made
@@ -253,18 +251,20 @@ class Journal:
         else:
             self._place.check()
             self._store = Store(self._path)
+            events = self._store.last_events()
             if self._last_events is None:
-                self._last_events = self._store.last_events()
-            if not self._store.chain.head_number:
-                self._begin_anew(self._store)
+                self._last_events = events
+            self._repeat_standing(self._store, events)
         return self._store
 
-    def _begin_anew(self, store: Store) -> None:
-        """The file was taken away while it was in use, or there never was one."""
+    def _repeat_standing(self, store: Store, found: Mapping[str, dict[str, Any]]) -> None:
+        """The file was taken away while it was in use, or another was put in its place: it has to say the same."""
         for kind in STANDING:
             if kind not in self._standing and (said := self.last_event(kind)) is not None:
-                self._standing[kind] = entry(kind, None, None, json.dumps(said).encode())
-        if rows := self._chained(list(self._standing.values()), store):
+                self._standing[kind] = _event(kind, said)
+        standing = list(self._standing.items())  # others add to it
+        missing = [row for kind, row in standing if found.get(kind) != json.loads(row.body)]
+        if rows := self._chained(missing, store):
             store.append(rows)
 
     def _close(self) -> None:
@@ -284,6 +284,12 @@ class Journal:
         self._handover.close()
         self._metrics.journal_lost(self._handover.abandon())
         self._health.died(err)
+
+
+def _event(kind: EventKind, data: Mapping[str, Any]) -> Entry:
+    text = json.dumps(dict(data), ensure_ascii=False, default=str)
+    # A file name need not be UTF-8; its bytes become \udcXX, which is how JSON writes them too.
+    return entry(kind, None, None, text.encode(errors="backslashreplace"))
 
 
 def _topic_inside(body: bytes) -> str | None:
