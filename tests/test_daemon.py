@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import numpy as np
 import pytest
 from colour_bundle import COLOURS, VERDICTS, colour_bundle
 from daemon_process import DaemonProcess, Subscriber
+from faulty_camera import FaultyCamera
+from journal_kit import eventually
+from line import running_daemon
 from media import write_clip
 
 KINDS = list(COLOURS)
@@ -237,6 +241,23 @@ def test_a_camera_that_is_away_does_not_stop_the_others(folder):
             assert daemon.status_code("/readyz") == 503
         assert daemon.stop() == 0
     assert "hunter2" not in "\n".join(daemon.raw) + text
+
+
+def test_a_scrape_finds_a_main_loop_that_hangs(folder, monkeypatch):
+    """A loop that does not turn cannot say so itself."""
+    config = write_config(folder, "hung", [("line1", "rtsp://camera/", "", {"part": (0, 0, 80, 80)})])
+    with running_daemon(monkeypatch, config, FaultyCamera(fps=20)) as daemon:
+
+        def is_ready():
+            return counters(daemon.metrics.exposition("")[0].decode(), "inspectd_ready")[None] == 1
+
+        eventually(is_ready)
+        go_on = threading.Event()
+        monkeypatch.setattr(daemon.station.cameras[0], "supervise", go_on.wait)
+        try:
+            eventually(lambda: not is_ready(), 5)
+        finally:
+            go_on.set()
 
 
 def test_torch_is_not_loaded_and_memory_stays_small(folder):

@@ -78,7 +78,7 @@ class Station:
 
 def healthy(station, count):
     """Two cameras run free, one of them with parts, two are triggered; journal, evidence and golden parts are used."""
-    station.metrics.set_ready(ready=True)
+    station.metrics.ask_ready(lambda: True)
     station.metrics.set_subscribers(2)
     for camera in ("cam1", "cam2"):
         judge_freely(station, camera, count)
@@ -92,7 +92,7 @@ def healthy(station, count):
 
 def plain(station, count):
     """One camera that runs free, and nothing else is used: no trigger, part, golden picture, journal or evidence."""
-    station.metrics.set_ready(ready=True)
+    station.metrics.ask_ready(lambda: True)
     station.metrics.set_subscribers(1)
     judge_freely(station, "cam", count)
 

@@ -291,6 +291,28 @@ def test_a_picture_that_cannot_be_encoded_costs_only_itself(tmp_path: Path) -> N
     assert bench.counts.lost == {"encoder": 1}
 
 
+@pytest.mark.parametrize(("size", "long_s", "hung_s"), [((64, 48), 0.0, 1.0), ((4000, 3000), 8.0, 14.0)], ids=str)
+def test_a_large_picture_is_given_its_time_and_a_hung_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], long_s: float, hung_s: float
+) -> None:
+    """Encoding 12 megapixels takes a second or more beside an engine, and that is no fault of the daemon."""
+    late: list[float] = []
+
+    def develop(*_: object) -> bytes:
+        now = time.monotonic()
+        late.extend(bench.store.worker.late_s(now + later) for later in (long_s, hung_s))
+        return b"picture"
+
+    monkeypatch.setattr(Developer, "develop", develop)
+    width, height = size
+    frame = Frame("gray", width, height, (np.zeros((height, width), np.uint8),), "bt601", True, 0.0, 0.0, "arrival")
+    with running(tmp_path / "e") as bench:
+        bench.keep(frame=frame, area=Box(0, 0, width, height))
+        bench.counts.wait_for(lambda: bench.counts.written == 1)
+    assert late[0] == 0.0
+    assert late[1] > 0.0
+
+
 def test_no_more_than_max_per_s_are_taken(tmp_path: Path) -> None:
     """The rest is refused and counted, at once."""
     with running(tmp_path, max_per_s=5) as bench:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from line_sockets import Peer
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from inspectd.config import CameraConfig, PublishConfig
 from inspectd.errors import CaptureReason
@@ -230,7 +231,7 @@ def test_what_happens_is_what_is_exported(ledger, metrics):
     metrics.camera_up("cam1", up=True)
     metrics.reconnect("cam1", "stall")
     metrics.set_subscribers(3)
-    metrics.set_ready(ready=True)
+    metrics.ask_ready(lambda: True)
     after = scrape(metrics)
     changed = {
         key: after[key] - before.get(key, 0)
@@ -305,10 +306,20 @@ def test_model_info_has_one_series_per_bundle_that_is_served(metrics):
 def test_two_metrics_in_one_process_share_nothing(ledger):
     """No process-global registry: a test, a bench or a second daemon starts from zero."""
     first, second = (Metrics(ledger, ["cam1"]) for _ in range(2))
-    first.set_ready(ready=True)
+    first.ask_ready(lambda: True)
     first.batch(4)
     assert value(second, "inspectd_ready") == 0
     assert value(second, "inspectd_batch_size_count") == 0
+
+
+def test_whether_it_is_ready_is_asked_at_each_scrape(metrics):
+    """Nobody has to tell, and a probe that raises is a no that costs no other number."""
+    answers = [True, False, True]
+    metrics.ask_ready(lambda: answers.pop(0))
+    assert [value(metrics, "inspectd_ready") for _ in range(3)] == [1, 0, 1]
+    with capture_logs() as logs:
+        assert value(metrics, "inspectd_ready") == 0
+    assert [line["event"] for line in logs] == ["ready_probe_failed"]
 
 
 def test_every_refused_trigger_is_counted_once_under_a_name_of_the_configuration(ledger, metrics):

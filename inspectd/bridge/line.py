@@ -92,6 +92,8 @@ class Line:
                     heard = None
             if self.watcher is not None:
                 await self.watcher(heard)
+            # Nothing above waits while events do: without this turn nobody else in the loop would ever have one.
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Stop listening. May be called twice."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol, get_args
 
+import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -27,6 +28,8 @@ from inspectd.errors import CaptureReason
 from inspectd.observe.buckets import SECONDS_BUCKETS
 from inspectd.observe.ledger import Ledger
 from inspectd.observe.line_metrics import LineMetrics
+
+log = structlog.get_logger(__name__)
 
 Stage = Literal["decode", "crop", "queue", "engine", "publish"]
 ModelLabel = Literal["architecture", "engine", "device", "precision"]
@@ -102,7 +105,7 @@ class Metrics(LineMetrics):
         self.batch: Callable[[float], None] = batches.observe
         """Count one inferred batch of that many crops."""
         self.set_subscribers: Callable[[float], None] = subscribers.set
-        self._set_ready = ready.set
+        self._ready = ready
 
         self._accounts = _AccountCollector(ledger, verdicts, drops)
         self._frame_ages = _FrameAgeCollector(cameras)
@@ -135,8 +138,17 @@ class Metrics(LineMetrics):
     def reconnect(self, camera: str, reason: CaptureReason) -> None:
         self._reconnects.labels(camera, reason).inc()
 
-    def set_ready(self, ready: bool) -> None:
-        self._set_ready(ready)
+    def ask_ready(self, probe: Callable[[], bool]) -> None:
+        """Each scrape asks, in its own thread: a main loop that hangs tells nothing. A probe that raises is a no."""
+
+        def asked() -> float:
+            try:
+                return probe()
+            except Exception:
+                log.exception("ready_probe_failed")
+                return False
+
+        self._ready.set_function(asked)
 
     def expect_defects(self, camera: str, roi: str, labels: Iterable[str]) -> None:
         """The defect labels of the model that judges this region: exported as zero until they happen."""

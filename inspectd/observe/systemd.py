@@ -18,8 +18,11 @@ from inspectd.source_spec import redact
 
 log = structlog.get_logger(__name__)
 
-SEND_TIMEOUT_S = 0.5
-"""A systemd that is busy for longer loses the message; the next watchdog message is soon enough."""
+SEND_TIMEOUT_S = 0.1
+"""A systemd that is busy for longer loses the message; the next watchdog message is soon enough.
+A turn of the main loop may send two, and is late after 0.75 s."""
+ONCE_TIMEOUT_S = 0.5
+"""For what is said once, outside of the main loop."""
 STATUS_LENGTH = 200
 
 
@@ -55,11 +58,11 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         """Startup is complete: units that wait for this one may start."""
-        self._send("READY=1", *_status_lines(status))
+        self._send("READY=1", *_status_lines(status), timeout_s=ONCE_TIMEOUT_S)
 
     def stopping(self, status: str = "") -> None:
         """Shutdown began: systemd waits for it instead of taking silence for a hang."""
-        self._send("STOPPING=1", *_status_lines(status))
+        self._send("STOPPING=1", *_status_lines(status), timeout_s=ONCE_TIMEOUT_S)
 
     def status(self, text: str) -> None:
         """The line that `systemctl status` shows; credentials in URLs are redacted."""
@@ -76,14 +79,14 @@ class Notifier:
         if self._send("WATCHDOG=1"):
             self._fed_at = now
 
-    def _send(self, *lines: str) -> bool:
+    def _send(self, *lines: str, timeout_s: float = SEND_TIMEOUT_S) -> bool:
         if self.address is None or not lines:
             return False
         name = f"\0{self.address[1:]}" if self.address.startswith("@") else self.address
         try:
             # A socket per message: a few times a minute, and nothing to reopen when systemd was restarted.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.settimeout(SEND_TIMEOUT_S)
+                sender.settimeout(timeout_s)
                 sender.sendto("\n".join(lines).encode(), name)
         except OSError as err:
             if not self._failing:

@@ -20,7 +20,7 @@ from inspectd.verdict.evidence.budget import Budget
 from inspectd.verdict.evidence.cutout import Developer, copied, views
 from inspectd.verdict.evidence.shelf import Shelf, picture_path
 from inspectd.verdict.schema import VerdictKind
-from inspectd.workers import BEAT_S, Deadline, Worker
+from inspectd.workers import BEAT_S, LATE_S, Deadline, Worker
 
 log = structlog.get_logger(__name__)
 
@@ -29,6 +29,8 @@ MAX_WAITING_BYTES = 64 * 2**20
 """Copies that wait to be written: about a second of a slow disk. A region larger than that waits alone."""
 BREATH_S = 0.002
 """Between two steps of tending the folder, so that a million files do not take a core from the line."""
+PIXEL_S = 1e-6
+"""Making a picture takes no longer than that for each of its pixels: a tenth of it on a free processor."""
 RETRY_FIRST_S = 1.0
 RETRY_LIMIT_S = 30.0
 """How long a disk that failed is left alone; doubled while it goes on failing."""
@@ -220,6 +222,7 @@ class EvidenceStore:
             return waiting
 
     def _write(self, waiting: _Waiting) -> None:
+        self.worker.beat(LATE_S + PIXEL_S * waiting.area.width * waiting.area.height)
         try:
             data = self._developer.develop(waiting.cutout, waiting.area)
         except ValueError as err:
