@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 from av.packet import Packet
@@ -14,6 +16,7 @@ from media import access_units, luma, write_clip
 from inspectd.capture import pyav
 from inspectd.capture.h264 import Continuity
 from inspectd.capture.h264_syntax import Sps, parse_sps
+from inspectd.capture.jpeg import is_whole
 from inspectd.capture.pyav import MAX_BAD_PACKETS, PacketDecoder, Stamp
 from inspectd.errors import CaptureError
 from inspectd.frame import Frame
@@ -252,3 +255,61 @@ def test_a_jpeg_that_is_cut_is_corrupt_and_the_next_is_not(tmp_path, cut):
     data = units[1]["data"]
     units[1]["data"] = data[:-1] if cut == "last byte" else data[: len(data) // 2]
     assert [frame.corrupt for frame in decode(units, "mjpeg")] == [False, True, False]
+
+
+def jpeg_of(picture: np.ndarray, **how: int) -> bytes:
+    flags = [part for name, value in how.items() for part in (getattr(cv2, f"IMWRITE_JPEG_{name}"), value)]
+    return cv2.imencode(".jpg", picture, flags)[1].tobytes()
+
+
+def damaged(data: bytes) -> bool:
+    """Whether its frame is corrupt."""
+    whole = {"pts": 0.0, "key": True, "data": jpeg_of(np.zeros((240, 320), np.uint8))}
+    return decode([whole, {"pts": 1.0, "key": True, "data": data}], "mjpeg")[1].corrupt
+
+
+@pytest.fixture(scope="module")
+def texture() -> np.ndarray:
+    return cv2.GaussianBlur(sparkling(324, 246)(0), (0, 0), 1)
+
+
+@pytest.mark.parametrize("interval", [1, 3, 40])
+def test_a_jpeg_without_some_restart_intervals_is_corrupt(texture, interval):
+    """From one marker to another is missing, any number of them: FFmpeg shows what follows in another place."""
+    data = jpeg_of(texture, RST_INTERVAL=interval)
+    scan = data.rindex(b"\xff\xda")
+    ends = [match.end() for match in re.finditer(rb"\xff[\xd0-\xd7]", data[scan:])]
+    assert len(ends) == -(-21 * 16 // interval) - 1
+    assert not damaged(data)
+    for missing in range(1, min(len(ends), 18)):
+        first, last = scan + ends[0], scan + ends[missing]
+        assert damaged(data[:first] + data[last:]), missing
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"RST_INTERVAL": 5, "PROGRESSIVE": 1},
+        {"RST_INTERVAL": 1, "PROGRESSIVE": 1},
+        {"RST_INTERVAL": 7, "SAMPLING_FACTOR": 0x111111},
+        {"RST_INTERVAL": 7, "SAMPLING_FACTOR": 0x211111},
+        {"RST_INTERVAL": 336},
+        {"RST_INTERVAL": 65535},
+    ],
+)
+def test_no_whole_jpeg_with_restart_markers_is_called_corrupt(texture, how):
+    """Several scans begin to count anew each; rubbish of an older picture behind the end is none of it."""
+    data = jpeg_of(texture, **how)
+    assert not damaged(data)
+    assert not damaged(data + b"\xff\xd3\xff\xd3\xff\xd9")
+    gray = jpeg_of(texture[:, :, 0], **how)
+    assert not damaged(gray)
+    assert damaged(gray[:-2])
+
+
+def test_a_jpeg_whose_headers_are_damaged_is_judged_without_an_error(texture):
+    data = jpeg_of(texture, RST_INTERVAL=3)
+    for at in range(2, data.rindex(b"\xff\xda") + 14):
+        for value in (0x00, 0xFF):
+            is_whole(data[:at] + bytes([value]) + data[at + 1 :])
+            is_whole(data[:at] + data[-2:])

@@ -502,16 +502,98 @@ def test_one_living_roi_of_several_is_enough():
     assert not any(frozen_at(detector, [frame(n / 10) for n in range(10)]))
 
 
-def test_an_encoder_that_codes_one_picture_in_several_ways_is_frozen_all_the_same():
-    """The key picture and the ones after it differ by a few levels, over and over; over USB nothing is coded so."""
+@pytest.mark.parametrize("source", ["rtsp://camera/1", "usb:0"])
+def test_an_encoder_that_codes_one_picture_in_several_ways_is_frozen_all_the_same(source):
+    """The key picture and the ones after it differ by a few levels, over and over; so do a USB camera's quantisers."""
+    gate = Gate(config(source, frozen_after_s=2))
+    coded = [np.full((HEIGHT, WIDTH), 90 + step, np.uint8) for step in (0, 1, 2, 2, 2)]
+    admissions = [gate.admit(frame(n / 10, n / 10, luma=coded[n % 5], noise=False), n / 10) for n in range(60)]
+    assert admissions.index("frozen") == 23  # the third is the last one new
+    assert set(admissions[23:]) == {"frozen"}
 
-    def admissions(source):
-        gate = Gate(config(source, frozen_after_s=2))
-        coded = [np.full((HEIGHT, WIDTH), 90 + step, np.uint8) for step in (0, 1, 2, 2, 2)]
-        return [gate.admit(frame(n / 10, n / 10, luma=coded[n % 5], noise=False), n / 10) for n in range(60)]
 
-    assert admissions("rtsp://camera/1").index("frozen") == 23  # the third is the last one new
-    assert "frozen" not in admissions("usb:0")
+def test_a_usb_driver_that_gives_its_buffers_out_in_turn_is_frozen():
+    """A ring of eight pictures that differ; one that is new each time thaws it."""
+    gate = Gate(config("usb:0", frozen_after_s=1))
+    ring = [frame(luma=np.full((HEIGHT, WIDTH), 90 + step, np.uint8)).planes[0] for step in range(8)]
+    admissions = [gate.admit(frame(n / 10, luma=ring[n % 8], noise=False), n / 10) for n in range(40)]
+    assert set(admissions[18:]) == {"frozen"}
+    assert {gate.admit(frame(4 + n / 10), 4 + n / 10) for n in range(30)} == {"admitted"}
+
+
+def recoded(n, seed=3):
+    """A picture with detail, as an encoder codes it for the n-th time: no two alike, by 2 levels at most."""
+    scene = np.random.default_rng(seed).integers(60, 200, (HEIGHT, WIDTH), np.uint8)
+    return scene + np.random.default_rng(100 + n).integers(0, 3, scene.shape, np.uint8)
+
+
+def levelled(source="rtsp://camera/1", rois=((0, 0, 64, 48),), level=0.5):
+    return config(source, rois, frozen_after_s=2, frozen_level=level, max_age_ms=60_000)
+
+
+def played(gate, lumas, start=0):
+    """How the gate takes pictures of a camera at 10 fps, the first `start` pictures after the beginning."""
+    timed = [(n / 10, luma) for n, luma in enumerate(lumas, start)]
+    return [gate.admit(frame(t, t, luma=luma.copy(), noise=False), t) for t, luma in timed]
+
+
+def test_a_frozen_picture_that_is_coded_anew_all_the_time_is_frozen_where_a_level_is_set():
+    """Constant bit rate, gradual refresh: nearly every picture is another one, by a byte."""
+    gate = Gate(levelled())
+    admissions = played(gate, [recoded(n) for n in range(60)])
+    assert admissions.index("frozen") == 21
+    assert set(admissions[21:]) == {"frozen"}
+    moved = recoded(60)
+    moved[20:40, 40:60] += 3  # the part has come: a mean of one block differs by more than one level
+    assert played(gate, [moved], start=60) == ["admitted"]
+    assert played(gate, [recoded(61)], start=61) == ["admitted"], "and it has gone"
+    without = Gate(levelled(level=0))
+    assert "frozen" not in played(without, [recoded(n) for n in range(60)])
+
+
+def test_what_moves_little_by_little_is_life():
+    """Daylight: each picture is like the one before, but not like the one that moved last."""
+    gate = Gate(levelled())
+    assert "frozen" not in played(gate, [recoded(0) + n // 10 for n in range(100)])
+    assert "frozen" not in played(gate, [recoded(n) + n // 10 for n in range(100, 200)], start=100)
+
+
+def test_pictures_that_come_back_in_turn_are_frozen_also_where_a_level_is_set():
+    """However much they differ."""
+    gate = Gate(levelled("usb:0"))
+    ring = [np.full((HEIGHT, WIDTH), 90 + 9 * step, np.uint8) for step in range(8)]
+    assert set(played(gate, [ring[n % 8] for n in range(60)])[30:]) == {"frozen"}
+
+
+def test_neither_other_regions_nor_another_level_thaw_a_frozen_encoder():
+    gate = Gate(levelled())
+    played(gate, [recoded(n) for n in range(50)])
+    gate.adopt(levelled(rois=((8, 8, 40, 40), (0, 0, 8, 8))), None)
+    assert set(played(gate, [recoded(n) for n in range(50, 100)], start=50)) == {"frozen"}
+    gate.adopt(levelled(level=0.6, rois=((0, 0, 32, 32),)), None)
+    assert set(played(gate, [recoded(n) for n in range(100, 105)], start=100)) == {"frozen"}
+    gate.adopt(levelled(level=0, rois=((0, 0, 32, 32),)), None)
+    assert set(played(gate, [recoded(n) for n in range(105, 110)], start=105)) == {"admitted"}
+
+
+@pytest.mark.parametrize("fmt", ["yuv420p", "yuyv422", "gray", "bgr24"])
+@pytest.mark.parametrize("box", [Box(0, 0, 64, 48), Box(7, 5, 33, 9), Box(56, 40, 8, 8)])
+def test_a_block_of_every_layout_is_compared(fmt, box):
+    """Up to where a region ends, and nothing beside it."""
+    shape = {"yuyv422": (HEIGHT, WIDTH // 2, 4), "bgr24": (HEIGHT, WIDTH, 3)}.get(fmt, (HEIGHT, WIDTH))
+    columns = WIDTH // shape[1]
+    left, right, bottom = box.x // columns, -(-(box.x + box.width) // columns), box.y + box.height
+
+    def picture(at, corner):
+        plane = np.full(shape, 100, np.uint8)
+        plane[bottom:], plane[:, right:] = 9 * at, 9 * at
+        plane[box.y, left] += at  # another picture by one pixel
+        plane[bottom - 8 : bottom, right - 8 // columns : right] += corner
+        return Frame(fmt, WIDTH, HEIGHT, (plane,), "bt709", False, at, 0.0, "arrival")
+
+    detector = FrostDetector([box], 0.5, 0.9)
+    answers = [detector.frozen(picture(at, corner)) for at, corner in enumerate((0, 0, 0, 30, 30))]
+    assert answers == [False, True, True, False, True]
 
 
 def test_other_regions_do_not_thaw_a_frozen_encoder():

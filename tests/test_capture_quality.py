@@ -208,8 +208,41 @@ def test_a_live_picture_must_be_good_for_a_while_before_one_is_judged(belt, limi
     play(gate, [capped(belt[1][0])])
     answers = play(gate, belt[1], start=0.1)
     good = answers.index("admitted")
-    assert good / 15 == pytest.approx(HOLD_S - 0.1, abs=0.1)
+    assert good / 15 == pytest.approx(HOLD_S, abs=0.1)
     assert set(answers[good:]) == {"admitted"}
+
+
+@pytest.mark.parametrize(
+    ("between", "first"),
+    [
+        ([], 9.0),  # a camera that is away for 7 s
+        ([n / 10 for n in range(11, 90)], 9.0),  # nothing but damaged pictures for so long
+        ([0.1, *(n / 10 for n in range(11, 90))], 8.5),  # as much, behind one good picture
+    ],
+)
+def test_the_good_time_after_a_bad_picture_is_seen_and_does_not_merely_pass(between, first):
+    """No good picture before 9 s but one at 0.1 s at most: the lamp may be as dim as before."""
+    gate = Gate(config(frozen_after_s=0), {"part": LOOSE})
+    good, black = np.full((64, 64), 128, np.uint8), np.zeros((64, 64), np.uint8)
+    assert gate.admit(gray(black), 0.0) == "bad_image"
+    for at in between:
+        picture = gray(good, at)
+        picture.corrupt = at > 1
+        assert gate.admit(picture, at) in ("bad_image", "corrupt")
+    gate.restart()
+    times = [9 + n / 10 for n in range(40)]
+    answers = [gate.admit(gray(good, at), at) for at in times]
+    assert times[answers.index("admitted")] == pytest.approx(first + HOLD_S, abs=0.15)
+
+
+def test_a_slow_camera_shows_several_good_pictures_before_one_is_judged():
+    """One in 2.5 s, of which every second one shows the dark belt: none is judged until the lamp is mended."""
+    gate = Gate(config(frozen_after_s=0), {"part": LOOSE})
+    lit, belt = np.full((64, 64), 128, np.uint8), np.full((64, 64), 20, np.uint8)
+    dim = [gate.admit(gray((lit, belt)[n % 2], 2.5 * n), 2.5 * n) for n in range(1, 10)]
+    assert set(dim) == {"bad_image"}
+    mended = [gate.admit(gray(lit, 2.5 * n), 2.5 * n) for n in range(10, 16)]
+    assert mended == ["bad_image"] * 4 + ["admitted"] * 2
 
 
 def test_a_change_of_recipe_does_not_end_the_wait(belt, limits):
@@ -250,7 +283,9 @@ def test_the_rule_comes_after_age_and_before_frost():
     assert set(answers) == {"bad_image"}
     assert gate.admit(gray(black, 3.0), 3.6) == "stale"
     assert gate.admit(frame((black[:32],), "gray", full_range=True, arrival=3.7), 3.7) == "resized"
-    assert gate.admit(gray(np.full((64, 64), 128, np.uint8), 10.0), 10.0) == "admitted"
+    good = np.full((64, 64), 128, np.uint8)
+    assert [gate.admit(gray(good, 10 + n / 4), 10 + n / 4) for n in range(9)] == ["bad_image"] * 8 + ["frozen"]
+    assert gate.admit(gray(good + 1, 12.25), 12.25) == "admitted"
 
 
 def test_a_gate_that_is_asked_for_is_never_made_without_its_limits():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
@@ -304,6 +306,45 @@ def test_a_server_that_speaks_http_is_no_camera():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=answer, args=(listener,), daemon=True).start()
         assert failure(RtspSource(camera(f"rtsp://127.0.0.1:{listener.getsockname()[1]}/x"))).reason == "decode"
+
+
+def bare_camera(listener: socket.socket, coding: str, data: bytes) -> None:
+    """Answer one client's RTSP over TCP with video of that coding, the same RTP payload again and again."""
+    connection, _ = listener.accept()
+    sdp = f"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 {coding}/90000\r\n"
+    described = f"Content-Type: application/sdp\r\nContent-Length: {len(sdp)}\r\n\r\n{sdp}"
+    told = {"SETUP": "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n\r\n", "DESCRIBE": described}
+    with connection, connection.makefile("rb") as lines, contextlib.suppress(ConnectionError):
+        for line in lines:
+            method, *_ = line.decode().split()
+            while not (line := next(lines).decode()).startswith("CSeq"):
+                pass
+            rest = told.get(method, "\r\n")
+            connection.sendall(f"RTSP/1.0 200 OK\r\n{line.strip()}\r\nSession: 1\r\n{rest}".encode())
+            while next(lines).strip():
+                pass
+            for number in range(10 if method == "PLAY" else 0):
+                packet = struct.pack(">BBHII", 0x80, 0x80 | 96, number, number * 3000, 7) + data
+                connection.sendall(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
+
+
+@pytest.mark.parametrize(
+    ("coding", "codec", "data"),
+    [
+        ("MP4V-ES", "mpeg4", b"\0\0\1\xb6" + bytes(60)),
+        ("VP8", "vp8", b"\x10\x50\1\0\x9d\1\x2a\x40\1\xf0\0" + bytes(60)),
+    ],
+    ids=["mpeg4", "vp8"],
+)
+def test_a_codec_in_which_a_lost_picture_goes_unnoticed_is_refused(coding, codec, data):
+    """Of MPEG-4 and VP8 pictures that were predicted from a missing one would be called whole, and judged."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=bare_camera, args=(listener, coding, data), daemon=True).start()
+        source = RtspSource(camera(f"rtsp://127.0.0.1:{listener.getsockname()[1]}/x"))
+        with pytest.raises(CaptureError, match=f"sends {codec}, in which a lost picture") as caught:
+            source.open()
+        assert caught.value.reason == "decode"
+        source.close()
 
 
 @needs_server

@@ -6,7 +6,7 @@ A frame is held against these rules in this order, and the first that applies na
 2. `corrupt`   the decoder reported damage: nothing else about its content can be believed
 3. `resized`   another size than before, or a ROI that does not fit: the boxes mean another place
 4. `stale`     older than `max_age_ms`: the part has gone; or not known to be younger, or just switched on (USB)
-5. `bad_image` dark, bright, flat or blurred beyond what was learnt of a ROI (`quality`), or until 2 s ago
+5. `bad_image` dark, bright, flat or blurred beyond what was learnt of a ROI (`quality`), or not seen good for 2 s since
 6. `frozen`    nothing but the same pictures for longer than `frozen_after_s`: the camera repeats itself
 
 Every detector sees every frame, also one that an earlier rule takes: a backlog or a frozen picture does
@@ -20,12 +20,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Final, Literal
 
+import cv2
 import numpy as np
 
 from inspectd.capture.freshness import BacklogDetector
-from inspectd.capture.quality import Limits, Quality, QualityWatch
+from inspectd.capture.quality import F32, Limits, Quality, QualityWatch
 from inspectd.config import CameraConfig
 from inspectd.frame import U8, Box, Frame
 from inspectd.source_spec import parse_source
@@ -37,9 +39,16 @@ WARM_UP_S: Final = 0.6
 """A USB camera's first pictures of each connection are `stale` for so long: its exposure has yet to settle."""
 SAMPLED_ROWS: Final = 64
 REMEMBERED: Final = 16
-"""Pictures of an RTSP camera that count as already seen. Its encoder shows one and the same picture a little
-differently after each key picture: measured with x264 (constant quality, average and constant bit rate, key pictures
-every 1 and 3 s), a still picture was byte-identical for 0.4 to 2.8 s at a time, but in the long run only one of few."""
+"""Pictures of a camera that count as already seen. An RTSP camera's encoder shows one and the same picture a little
+differently after each key picture: measured with x264 (constant quality, key pictures every 1 and 3 s), a still picture
+was byte-identical for 0.4 to 2.8 s at a time, but in the long run only one of few. A USB camera's JPEG rate control
+goes to and fro between two quantisers on it, and a driver that hangs gives the buffers of its ring out in turn.
+
+Not found so is a frozen picture with noise in it behind an encoder that codes it anew in nearly every picture: constant
+bit rate (H.264 at 4 Mbit/s, HEVC at 3 Mbit/s, 1280x720), gradual refresh instead of key pictures. See `frozen_level`.
+"""
+BLOCK: Final = 32
+"""Where a `frozen_level` is set, pictures are compared by the means of blocks of about so many pixels each way."""
 
 
 class Gate:
@@ -74,9 +83,10 @@ class Gate:
         if not watched:
             self._frost = None
         elif self._frost is None:
-            self._frost = FrostDetector(boxes, config.frozen_after_s, remembered=REMEMBERED if kind == "rtsp" else 1)
+            remembered = REMEMBERED if kind in ("rtsp", "usb") else 1
+            self._frost = FrostDetector(boxes, config.frozen_after_s, config.frozen_level, remembered=remembered)
         else:
-            self._frost.look_at(boxes, config.frozen_after_s)
+            self._frost.look_at(boxes, config.frozen_after_s, config.frozen_level)
         self._quality = None if limits is None else QualityWatch(config, limits, self._quality)
 
     def restart(self) -> None:
@@ -202,20 +212,25 @@ class FrostDetector:
     differed. Only the ROIs are looked at: a clock that the camera draws into a corner goes on ticking
     over a frozen picture. The pictures are kept across reconnects, for a frozen camera stays frozen.
 
+    With a `level` a picture must also be brighter or darker by more than that, in the mean of some block, than the one
+    that moved last: an encoder that codes a frozen picture anew each time changes no block by as much, a living
+    sensor's noise of some strength does in the long run. It costs 0.07 ms for 640x480, 0.12 ms for 1280x720.
+
     In other regions every way of coding one and the same picture is new once more. So until more ways were seen
     there than one picture has, the regions that were looked at before go on telling whether anything moves.
     """
 
-    def __init__(self, boxes: list[Box], frozen_after_s: float, *, remembered: int = 1) -> None:
+    def __init__(self, boxes: list[Box], frozen_after_s: float, level: float = 0.0, *, remembered: int = 1) -> None:
         self._frozen_after_s = frozen_after_s
+        self._level = level  # of brightness, 0 to 255; 0 where any difference is life
         self._layout: tuple[str, int, int] | None = None
         self._moved_at = math.inf  # arrival of the last frame that showed something new, monotonic seconds
         self._view = _View(boxes, remembered)
         self._view_before: _View | None = None  # for as long as `_view` cannot tell yet
 
-    def look_at(self, boxes: list[Box], frozen_after_s: float) -> None:
-        """Go by other regions and another limit; since when nothing has moved stays known."""
-        self._frozen_after_s = frozen_after_s
+    def look_at(self, boxes: list[Box], frozen_after_s: float, level: float = 0.0) -> None:
+        """Go by other regions and other limits; since when nothing has moved stays known."""
+        self._frozen_after_s, self._level = frozen_after_s, level
         if boxes == self._view.boxes:
             return
         if self._view_before is None and self._view.known:
@@ -227,10 +242,10 @@ class FrostDetector:
         layout = (frame.format, frame.width, frame.height)
         if layout != self._layout:
             self._layout, self._view_before = layout, None
-            self._view.known.clear()
-        moved = self._view.shows_new(frame)
+            self._view = _View(self._view.boxes, self._view.remembered)
+        moved = self._view.shows_new(frame, self._level)
         if self._view_before is not None:
-            moved = self._view_before.shows_new(frame)
+            moved = self._view_before.shows_new(frame, self._level)
             if len(self._view.known) == self._view.remembered:
                 self._view_before = None
         if moved:
@@ -245,9 +260,10 @@ class _View:
         self.boxes = boxes
         self.remembered = remembered
         self.known: dict[int, None] = {}  # checksums of pictures, the one that was seen last at the end
+        self._means: list[F32] | None = None  # of each region's blocks, in the picture that moved last
 
-    def shows_new(self, frame: Frame) -> bool:
-        """Whether none of the known pictures is the same; from now on it is known."""
+    def shows_new(self, frame: Frame, level: float) -> bool:
+        """Whether it is none of the known pictures (from now on it is), nor like the one that moved last."""
         picture = 0
         for box in self.boxes:
             picture = zlib.crc32(np.ascontiguousarray(_sample(frame, box)).data, picture)
@@ -256,13 +272,40 @@ class _View:
         self.known[picture] = None
         if len(self.known) > self.remembered:
             del self.known[next(iter(self.known))]
-        return new
+        return new and (not level or self._moves(frame, level))
+
+    def _moves(self, frame: Frame, level: float) -> bool:
+        """Whether some block is brighter or darker by more than the level than when this was so the last time."""
+        means = [_block_means(frame, box) for box in self.boxes]
+        if self._means is not None:
+            pairs = zip(means, self._means, strict=True)
+            if all(float(np.abs(now - before).max()) <= level for now, before in pairs):
+                return False
+        self._means = means
+        return True
 
 
 def _sample(frame: Frame, box: Box) -> U8:
     """Some rows of a box, as a view of plane 0: uint8 [rows, columns] or [rows, columns, bytes]."""
+    return _cut_out(frame, box)[:: -(-box.height // SAMPLED_ROWS)]
+
+
+def _block_means(frame: Frame, box: Box) -> F32:
+    """Means of a box's blocks, which share it evenly: float32 [down, across] or [down, across, bytes]."""
+    area = _cut_out(frame, box)
+    rows = np.linspace(0, area.shape[0], max(1, round(box.height / BLOCK)) + 1).astype(np.int64)
+    columns = np.linspace(0, area.shape[1], max(1, round(box.width / BLOCK)) + 1).astype(np.int64)
+    # Summed up along the rows by OpenCV, several times as fast as by NumPy.
+    strips = [cv2.reduce(area[top:end], 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S) for top, end in pairwise(rows)]
+    sums = np.add.reduceat(np.concatenate(strips), columns[:-1], axis=1)
+    pixels = np.outer(np.diff(rows), np.diff(columns))
+    means: F32 = (sums / pixels.reshape(pixels.shape + (1,) * (sums.ndim - 2))).astype(np.float32)
+    return means
+
+
+def _cut_out(frame: Frame, box: Box) -> U8:
+    """A box, as a view of plane 0: uint8 [rows, columns] or [rows, columns, bytes]."""
     plane = frame.planes[0]
     pixels_per_column = frame.width // plane.shape[1]  # 2 where a column packs two pixels (YUYV)
-    step = -(-box.height // SAMPLED_ROWS)
     left, right = box.x // pixels_per_column, -(-(box.x + box.width) // pixels_per_column)
-    return plane[box.y : box.y + box.height : step, left:right]
+    return plane[box.y : box.y + box.height, left:right]

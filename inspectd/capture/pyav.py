@@ -2,9 +2,9 @@
 
 A picture is marked corrupt when its own data was damaged or when, in decoding order, damage lies between
 it and the last point from which decoding is known to be clean. Damage is: what the transport or FFmpeg
-reports, a reference picture that never came (`h264.Continuity`), JPEG data without an end, and the start
-of a stream in the middle of a group of pictures. A packet that cannot be decoded at all becomes a corrupt
-frame as well, so that it is counted.
+reports, a reference picture that never came (`h264.Continuity`), JPEG data without an end or without a
+restart marker that belongs there (`jpeg`), and the start of a stream in the middle of a group of pictures.
+A packet that cannot be decoded at all becomes a corrupt frame as well, so that it is counted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from inspectd.capture import jpeg
 from inspectd.capture.h264 import Continuity, is_whole
 from inspectd.capture.picture import PictureReader
 from inspectd.errors import CaptureError
@@ -43,7 +44,6 @@ _ERR_DETECT: Final = {
 _MAX_PIXELS: Final = {"h264": 1 << 25, "hevc": 1 << 25}
 _MAX_STILL_PIXELS: Final = 1 << 27
 """Of a picture: 8K video, and stills of 134 megapixels. A damaged header may ask for more, times 17 for references."""
-_EOI, _SOS = b"\xff\xd9", b"\xff\xda"
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ class PacketDecoder:
         elif self._codec == "hevc":
             lost = not is_whole(bytes(packet), self._hevc_length_size)
         elif self._codec == "mjpeg":
-            lost = _is_cut_off(bytes(packet))
+            lost = not jpeg.is_whole(bytes(packet))
         if clean is not None:
             self._clean.append(_CleanPoint(sequence, sequence - clean))
         if lost or packet.is_corrupt or stamp.lost:
@@ -248,11 +248,6 @@ class PacketDecoder:
 def pts_seconds(packet: VideoPacket, time_base: Fraction | None) -> float | None:
     """The packet's presentation time in seconds, None where the stream has none."""
     return None if packet.pts is None or not time_base else float(packet.pts * time_base)
-
-
-def _is_cut_off(jpeg: bytes) -> bool:
-    """Whether the picture's data has no end marker behind its last scan (thumbnails in headers come before)."""
-    return jpeg.rfind(_EOI) <= jpeg.rfind(_SOS)
 
 
 def _hevc_length_size(extradata: bytes | None) -> int:

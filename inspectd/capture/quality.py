@@ -34,7 +34,7 @@ FAR: Final = 4
 CLIPPED: Final = 0.03
 """So near to black or white, in shares of the range, a sample says nothing."""
 HOLD_S: Final = 2.0
-"""So long a live picture must be good again before one is judged: a dim lamp spares bright parts, and shows between."""
+"""So long live pictures must be seen good again before one is judged: a dim lamp spares bright parts, shows between."""
 
 _FLOOR: Final = 0.5
 _SURE: Final = 4.0
@@ -158,7 +158,9 @@ def _product_beside(values: F32) -> float:
 class QualityWatch:
     """Holds the ROIs of each frame against their limits. One bad ROI makes the frame bad: they share the lens.
 
-    After a bad picture of a live camera the next ones are bad too, until they were good for `HOLD_S`.
+    After a bad picture of a live camera the next ones are bad too, until they were seen good for `HOLD_S`. Time in
+    which nothing could be seen (a slow or lost camera, damaged pictures) is none of it: of the time between two good
+    pictures at most a quarter of `HOLD_S` counts.
     """
 
     def __init__(self, config: CameraConfig, limits: Mapping[str, Limits], before: QualityWatch | None = None) -> None:
@@ -169,9 +171,11 @@ class QualityWatch:
         """
         self.fault: ImageFault = "flat"  # of the last bad picture
         self.detail = ""
-        self.held_until = -math.inf  # monotonic seconds
+        self.held_s = 0.0  # so much longer pictures must be seen good
+        self.good_at = math.inf  # arrival of the last picture, monotonic seconds; never where that was bad
         if before is not None:
-            self.fault, self.detail, self.held_until = before.fault, before.detail, before.held_until
+            self.fault, self.detail = before.fault, before.detail
+            self.held_s, self.good_at = before.held_s, before.good_at
         self.seen: Mapping[str, Quality] = {}  # by ROI, of the newest frame; replaced whole
         self._hold_s = HOLD_S if config.live else 0.0
         self._regions = [(roi.name, roi.area, limits[roi.name]) for roi in config.rois]
@@ -183,6 +187,8 @@ class QualityWatch:
             if broken := limits.broken_by(seen[name]):
                 self.fault, how = broken
                 self.detail = f"ROI {name!r}: {how}"
-                self.held_until = frame.arrival + self._hold_s
+                self.held_s, self.good_at = self._hold_s, math.inf
                 return True
-        return frame.arrival < self.held_until
+        self.held_s -= min(max(frame.arrival - self.good_at, 0.0), self._hold_s / 4, self.held_s)
+        self.good_at = frame.arrival
+        return self.held_s > 0

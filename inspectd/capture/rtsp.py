@@ -37,6 +37,9 @@ READ_GRACE_S: Final = 1.0
 """On top of `stall_timeout_s`, so that the camera's own watchdog comes first."""
 MAX_CLOCK_ERROR_S: Final = 600.0
 """A camera's clock is trusted only this close to ours: beyond, it was never set, or shows local time."""
+_WATCHED: Final = ("h264", "hevc")
+"""Codecs that predict pictures from others and whose damage `pyav` is known to find; of MPEG-4, VP8 and their like it
+calls pictures whole that were predicted from one that never came."""
 _PORTS: Final = {"rtsp": 554, "rtsps": 322}  # FFmpeg's defaults
 _OPTIONS: Final = {
     "allowed_media_types": "video",
@@ -84,6 +87,13 @@ class RtspSource(Source):
             raise Stopped("interrupted")
         if not self._container.streams.video or self._container.streams.video[0].codec_context is None:
             raise CaptureError("decode", f"{self._shown}: offers no video that can be decoded")
+        context = self._container.streams.video[0].codec_context
+        if context.name not in _WATCHED and not context.codec.intra_only:
+            raise CaptureError(
+                "decode",
+                f"{self._shown}: sends {context.codec.canonical_name}, in which a lost picture would go unnoticed; "
+                "set it to H.264, HEVC or JPEG",
+            )
 
     def frames(self) -> Iterator[Frame]:
         assert self._container is not None, "not open"

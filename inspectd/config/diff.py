@@ -21,6 +21,7 @@ LIVE_CAMERA_KEYS = (
     "connect_timeout_s",
     "stall_timeout_s",
     "frozen_after_s",
+    "frozen_level",
     "quality",
     "trigger_delay_ms",
     "rois",

@@ -124,6 +124,7 @@ class CameraConfig(Section):
     connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5
     stall_timeout_s: Annotated[float, Field(gt=0, le=300)] = 3
     frozen_after_s: Annotated[float, Field(ge=0, le=86400)] = 10
+    frozen_level: Annotated[float, Field(ge=0, le=16)] = 0
     quality: Path | None = None
     trigger: Literal["free_run", "command"] = "free_run"
     trigger_delay_ms: Annotated[float, Field(ge=0, le=60_000)] = 0
