@@ -146,16 +146,16 @@ class Changeover:
             self._commands.answer(stopping())  # what an exception broke off
 
     def _turn(self) -> None:
+        if time.monotonic() >= self._challenge_at:  # before any command, however many there are
+            with suppress(Stopped):
+                self._step()
+                self._challenge_running()
+                self._schedule()
         self.worker.beat()
         if (request := self._commands.take(BEAT_S)) is not None:
             result = self._do(request)
             forget_what_went()  # the line-up that was left, or refused
             self._commands.answer(result)
-        elif time.monotonic() >= self._challenge_at:
-            with suppress(Stopped):
-                self._step()
-                self._challenge_running()
-                self._schedule()
 
     def _step(self) -> None:
         """Between two steps of what is under way: a sign of life, and where it ends when the daemon is being stopped.

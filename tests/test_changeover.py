@@ -69,6 +69,20 @@ def test_a_recipe_that_is_not_written_down_or_not_exchanged_is_not_in_force(daem
         assert RecipeMemory(made).at_start(daemon.settings) == (None, True)
 
 
+def test_commands_without_end_hold_up_no_challenge_by_the_clock(folder, monkeypatch):  # noqa: F811
+    """A client that repeats a refused command: the line-up is held against its golden pictures all the same."""
+    (folder / "line.toml").write_text(CONFIG.replace("[challenge]", "[challenge]\nevery_s = 0.1"))
+    with (
+        running_daemon(monkeypatch, folder / "line.toml", FaultyCamera(fps=50)) as daemon,
+        Line(daemon) as line,
+    ):
+        line.state("ready")
+        before, began = daemon.changeover.challenge, time.monotonic()
+        while daemon.changeover.challenge is before and time.monotonic() - began < 2:
+            assert line.ask("recipe", name="unheard")["error"]["code"] == "unknown_recipe"
+        assert daemon.changeover.challenge is not before
+
+
 def test_a_long_challenge_gives_signs_of_life_and_ends_when_it_is_told(folder, monkeypatch):  # noqa: F811
     """Each picture is a step: the thread is late only where one hangs. A stop waits for one, not for all of them."""
     long_challenge(folder, pictures=50)

@@ -36,6 +36,7 @@ class Seen:
     sight: str
     arrival: float
     verdict: Verdict
+    missing: int  # frames that never came, between the judged one before it and this one
 
 
 class Reader:
@@ -48,12 +49,20 @@ class Reader:
         self.empty_at = -1  # where the station last counted as empty
         self.carried = 0  # empty frames in a row from before the frames
         self.unwitnessed = "not_ready"
-        self.valid_from = float("-inf")
+        self.valid_from = self.vouched_from = float("-inf")
+        self.judged_at = None  # of the last judged frame: its index, and how many there would be up to it
         self.stuck = False
         self.flickers = 0
 
-    def see(self, seen):
-        overdue = self.due(seen.arrival)
+    def see(self, index, position, sight, arrival, message):
+        overdue = self.due(arrival)
+        missing = 0
+        if self.judged_at is not None:
+            missing = (position - index) - (self.judged_at[1] - self.judged_at[0])
+        if missing >= self.config.leave_frames:
+            overdue = self.hole() or overdue
+        self.judged_at = index, position
+        seen = Seen(index, sight, arrival, message, missing)
         self.frames.append(seen)
         if seen.sight == "something":
             self.carried = 0
@@ -67,8 +76,22 @@ class Reader:
         shown = self.shown
         if not shown or now - shown[0].arrival <= MAX_S:
             return None
-        part = self.cut("deadline", in_doubt=not self.empties)
-        self.stuck = part is not None
+        part = self.judge("deadline", in_doubt=not self.empties)
+        if part is None:  # flicker: all that is behind it stays
+            self.frames = [seen for seen in self.frames if seen.index > shown[-1].index]
+            self.unwitnessed, self.carried = "deadline", 0
+            return None
+        self.carried, self.frames, self.unseen, self.stuck = self.empties, [], {}, True
+        return part
+
+    def hole(self):
+        """Behind the last judged frame: what was unseen since is not seen to belong to it."""
+        last = self.judged_at[0]
+        since = {index: reason for index, reason in self.unseen.items() if index > last}
+        self.unseen = {index: reason for index, reason in self.unseen.items() if index < last}
+        part = self.cut("camera_down", in_doubt=not self.empties)
+        self.unseen, self.empty_at = since, last
+        self.unwitnessed, self.stuck, self.carried = "camera_down", False, 0
         return part
 
     def interrupt(self, reason, now):
@@ -105,7 +128,9 @@ class Reader:
         unseen = Counter(reason for index, reason in self.unseen.items() if begin < index < end)
         inside = [seen for seen in self.frames if begin < seen.index < end]
         runs = "".join({"something": "s", "empty": "."}.get(seen.sight, "") for seen in inside).split(".")
-        if max(map(len, runs)) + unseen.total() < config.enter_frames and not in_doubt:
+        run = max(map(len, runs))
+        missing = sum(seen.missing for seen in self.frames if begin < seen.index <= end)
+        if run + unseen.total() + missing < config.enter_frames and not in_doubt:
             self.flickers += 1
             return None
         kinds = [seen.verdict.verdict for seen in shown]
@@ -122,8 +147,11 @@ class Reader:
         }[config.vote]
         enough = passed >= config.min_pass_frames and 2 * passed > total
         blind = sorted([seen.index for seen in inside if seen.sight != "something"] + [*self.unseen])
+        blind += [seen.index - 0.5 for seen in self.frames for _ in range(seen.missing)]
         between = [sum(a.index < index < b.index for index in blind) for a, b in pairwise(shown)]
-        enough = enough and max(between, default=0) < config.leave_frames
+        enough = enough and max(between, default=0) < config.leave_frames and run >= config.enter_frames
+        if why is None and shown[0].arrival < self.vouched_from:
+            why = "not_ready"
         most = {reason for reason, count in unseen.items() if count == max(unseen.values())}
         outweighed = unseen.total() > failed + uncertain + gaps
         if len({seen.verdict.model for seen in shown}) > 1:
@@ -153,6 +181,8 @@ class Station(RuleBasedStateMachine):
         self.now, self.index, self.model = 100.0, 0, "m0del"
         self.with_engine = deque()
         self.late = []
+        self.lost = self.steady = 0
+        self.capture("?", 2, 0.9)  # by now it is known how far apart they come
         for _ in range(config.leave_frames if seen_empty else 0):
             self.capture(".", 1, 0.9)
         self.judged(100)
@@ -166,28 +196,37 @@ class Station(RuleBasedStateMachine):
             for kind in "".join(kinds) + "." * dice.randint(0, 4):
                 self.capture(kind, 1, dice.choice((0.3, 0.6, 0.6, 0.9)))
                 if dice.random() < 0.1:
+                    self.lose(dice.randint(1, 4))
+                if dice.random() < 0.1:
                     self.refused(dice.choice("xxcn"), late=dice.random() < 0.3)
             self.judged(dice.choice((3, 100, 100)))
 
     @rule(kind=st.sampled_from("pfu.?"), count=st.integers(1, 3), score=st.sampled_from([0.3, 0.6, 0.6, 0.9]))
     def capture(self, kind, count, score):
         for _ in range(count):
-            self.with_engine.append((kind, self.index, self.now, score, self.model))
+            self.with_engine.append((kind, self.index, self.index + self.lost, self.now, score, self.model))
             self.index += 1
+            self.steady += 1
+
+    @rule(count=st.integers(1, 4))
+    def lose(self, count):
+        """Frames that never come; so seldom that it does not become the usual thing."""
+        if self.steady >= 3:
+            self.lost, self.steady = self.lost + count, 0
 
     @rule(count=st.sampled_from([1, 3, 100]))
     def judged(self, count):
         for _ in range(min(count, len(self.with_engine))):
-            kind, index, arrival, score, model = self.with_engine.popleft()
+            kind, index, position, arrival, score, model = self.with_engine.popleft()
             message = verdict(kind, index, score=score, model=model)
             expected = None
             if arrival >= self.reader.valid_from:
-                expected = self.reader.see(Seen(index, SIGHT[kind], arrival, message))
-            self.same(self.counter.frame(message, arrival, 0.0), expected)
+                expected = self.reader.see(index, position, SIGHT[kind], arrival, message)
+            self.same(self.counter.frame(message, arrival, float(position)), expected)
 
     @rule(kind=st.sampled_from("xxcn"), late=st.booleans())
     def refused(self, kind, late):
-        self.late.append((kind, self.index, self.now))
+        self.late.append((kind, self.index, self.index + self.lost, self.now))
         self.index += 1
         if not late:
             self.tell_refused()
@@ -196,15 +235,15 @@ class Station(RuleBasedStateMachine):
     @rule()
     def tell_refused(self):
         """The newest first: those that are late get later still."""
-        kind, index, arrival = self.late.pop()
+        kind, index, position, arrival = self.late.pop()
         message = verdict(kind, index)
         expected = None
         if arrival >= self.reader.valid_from:
             expected = self.reader.due(arrival)
             self.reader.unseen[index] = message.reason
-        self.same(self.counter.frame(message, arrival, 0.0), expected)
+        self.same(self.counter.frame(message, arrival, float(position)), expected)
 
-    @rule(what=st.sampled_from(["a while", "long", "long, and asked", "camera_down", "not_ready", "model"]))
+    @rule(what=st.sampled_from(["a while", "long", "long, and asked", "camera_down", "not_ready", "model", "vouched"]))
     def something_else(self, what):
         match what:
             case "a while":
@@ -215,8 +254,13 @@ class Station(RuleBasedStateMachine):
                     self.same(self.counter.due(self.now), self.reader.due(self.now))
             case "model":
                 self.model = "other" if self.model == "m0del" else "m0del"
+            case "vouched":
+                self.now += 0.01
+                self.counter.vouched(self.now)
+                self.reader.vouched_from = self.now
             case reason:
                 self.now += 0.01
+                self.steady = 0
                 self.same(self.counter.interrupt(reason, self.now), self.reader.interrupt(reason, self.now))
 
     def same(self, part, expected):

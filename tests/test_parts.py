@@ -10,6 +10,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -44,17 +45,16 @@ class Line:
         return self.parts
 
     def watch(self, sequence: str, *, fps: float = 30, begin: float = 1000.0, pts: bool = True) -> list[PartResult]:
-        """Frames in their time; `_` is one that never came."""
+        """Frames in their time; `_` is one that never came, `~` one that `max_fps` left out."""
         for number, kind in enumerate(sequence):
-            if kind == "_":
-                continue
-            at = begin + number / fps
-            message = verdict(
-                kind, self.index, frame=FrameInfo(index=self.index, pts=at if pts else None, clock="arrival")
-            )
-            self.took(self.counter.frame(message, at, at))
-            self.index += 1
+            if kind not in "_~":
+                self.show(kind, self.index, begin + number / fps, pts=pts)
+            self.index += kind != "_"
         return self.parts
+
+    def show(self, kind: str, index: int, at: float, *, pts: bool = True) -> None:
+        frame = FrameInfo(index=index, pts=at if pts else None, clock="arrival")
+        self.took(self.counter.frame(verdict(kind, index, frame=frame), at, at))
 
     def tell(self, message: Verdict, arrival: float = 0.0) -> None:
         self.took(self.counter.frame(message, arrival, 0.0))
@@ -116,10 +116,7 @@ def test_frames_that_are_told_early_are_no_hole() -> None:
     line = Line(seen_empty=False)
     line.watch("....ppp")
     for index in (*range(12, 17), *range(7, 12), *range(17, 20)):
-        kind = "c" if 12 <= index < 17 else "p"
-        at = 1000 + index / 30
-        message = verdict(kind, index, frame=FrameInfo(index=index, pts=at, clock="arrival"))
-        line.took(line.counter.frame(message, at, at))
+        line.show("c" if 12 <= index < 17 else "p", index, 1000 + index / 30)
     line.index = 20
     line.watch("....", begin=1000 + 20 / 30)
     assert [(part.reason, part.frames.total, part.frames.unseen) for part in line.parts] == [("corrupt", 16, 5)]
@@ -131,6 +128,60 @@ def test_a_camera_that_slows_down_is_believed_again() -> None:
     line.watch("....ppp....")
     line.watch("........ppp....ppp....", fps=5, begin=1000 + 11 / 30)
     assert [part.verdict for part in line.parts] == ["pass", "pass", "pass"]
+
+
+MISSING = {
+    "too few with an unseen one": ("ppppx_ppppp", ["pass 4-13"]),
+    "as many as tell parts apart, with an unseen one": ("ppppp_x_ppppp", ["overload 4-14"]),
+    "with an empty one": ("ppppp_._ppppp", ["uncertain 4-14"]),
+    "with empty ones, one at a time": ("pppp_._._pppp", ["uncertain 4-13"]),
+    "so many around one that nobody saw the station": ("ppppp_x__ppppp", ["camera_down 4-8", "camera_down 10-14"]),
+    "what is seen there goes with neither into a pass": ("ppppp__x_fpppp", ["camera_down 4-8", "fail 10-14"]),
+    "what max_fps leaves out does not lack": ("p~~~p~~~p~~~p~~~", ["pass 4-16"]),
+    "nor with unseen ones": ("p~~p~~x~~p~~p~~p~~x~~p~~", ["pass 4-25"]),
+    "what a run lacks to a part": ("f__", ["fail 4-4"]),
+    "before it, too": ("__p", ["uncertain 4-4"]),
+    "and far from it": ("f", []),
+}
+
+
+@pytest.mark.parametrize(("sequence", "expected"), MISSING.values(), ids=MISSING)
+def test_missing_frames_count_like_unseen_ones(sequence: str, expected: list[str]) -> None:
+    """Each moment without a frame is too short to hide a gap; together with what nobody saw it is not."""
+    line = Line(seen_empty=False)
+    line.watch("...." + sequence + "....__....")
+    assert [summary(part) for part in line.parts] == expected
+
+
+def test_many_moments_without_frames_are_not_taken_for_the_usual_ones() -> None:
+    """A camera that loses every third frame does not slow down."""
+    line = Line(seen_empty=False)
+    line.watch("...." + 10 * "pp_" + "pp_x_pp....")
+    assert [summary(part) for part in line.parts] == ["overload 4-28"]
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("hole_at", [10, 13])
+def test_a_refused_frame_that_overtakes_a_part_does_not_take_it_away(hole_at: int, ahead: int) -> None:
+    """It is the first one told after a hole; the part, before or behind the hole, is still with the engine."""
+    line = Line(seen_empty=False)
+    order = [*range(10), *range(10, 13), *range(14, 20)]
+    order.insert(13 - ahead, 13)
+    for index in order:
+        line.show((10 * "." + "fffx......")[index], index, 1000 + index / 30 + 0.3 * (index >= hole_at))
+    assert [summary(part) for part in line.parts] == ["fail 10-12"]
+
+
+def test_of_unseen_frames_at_a_hole_each_counts_once_and_on_its_side() -> None:
+    """In between they go with what follows; those far ahead stay with the part that they are seen in."""
+    line = Line(seen_empty=False, enter_frames=3)
+    at = [1000 + index / 30 + (index >= 9) for index in range(20)]
+    for index, kind in [*enumerate("......pp"), (10, "x"), (8, "c"), (9, "p"), *enumerate("p....", 11)]:
+        line.show(kind, index, at[index])
+    assert [(summary(part), part.frames.unseen) for part in line.parts] == [
+        ("camera_down 6-7", 0),
+        ("camera_down 9-11", 2),
+    ]
 
 
 # -- where a part begins and ends -----------------------------------------------------------------------
@@ -209,6 +260,7 @@ VOTES = {
     "three may": ({}, "ppppxxxpppp", "overload"),
     "also unclear ones": ({}, "pppppp???pppppp", "uncertain"),
     "also among empty ones": ({}, "pppppp.x.pppppp", "uncertain"),
+    "what is no part without unseen frames": ({"enter_frames": 4}, "pppx", "overload"),
     "fewer, where fewer tell parts apart": ({"leave_frames": 2}, "ppppxxpppp", "overload"),
     "a defect beside them stands": ({}, "ppppxxxpppf", "fail"),
     "after it nothing is hidden in it": ({}, "pppppppxxxx", None),
@@ -410,9 +462,83 @@ def test_flicker_is_not_taken_for_something_stuck() -> None:
     assert [part.verdict for part in line.parts] == ["pass"]
 
 
+@pytest.mark.parametrize("unseen", "nx?")
+def test_flicker_that_lasts_too_long_takes_nothing_away(unseen: str) -> None:
+    """Two frames a second: what is unseen behind it belongs to the next part, which nobody saw begin."""
+    line = Line(seen_empty=False, max_s=5)
+    line.watch("....p." + 12 * unseen + "pppp", fps=2)
+    assert line.counter.flickers == 1
+    line.watch("....pp....", fps=2, begin=1011.0)
+    first, second = line.parts
+    assert (first.verdict, first.first_index, first.frames.total) == ("no_result", 18, 16)
+    assert second.verdict == "pass"
+
+
+def test_flicker_that_lasts_too_long_may_have_been_the_beginning_of_a_part() -> None:
+    """A defect was seen, and too few empty frames since: as long as nobody sees more, nothing passes on it."""
+    line = Line(max_s=10)
+    line.see("f..", arrival=0.0)
+    assert line.counter.due(11.0) is None
+    line.see("ppp...ppp...", arrival=12.0)
+    assert [part.reason or part.verdict for part in line.parts] == ["deadline", "pass"]
+
+
+@pytest.mark.parametrize("overdue_at", [3, 4])
+def test_of_what_lies_behind_flicker_that_lasts_too_long_the_next_part_has_what_is_beside_it(overdue_at: int) -> None:
+    """The frame between the empty ones is told late, before the flicker is ended or after it."""
+    line = Line(max_s=10)
+    for told, index in enumerate((0, 1, 3, 2)):
+        if told == overdue_at:
+            assert line.counter.due(10.1) is None
+        line.tell(verdict("p.x."[index], index))
+    assert line.counter.due(10.1) is None
+    line.index = 4
+    line.see("xppp...", arrival=10.1)
+    assert [(part.reason, part.frames.total) for part in line.parts] == [("overload", 4)]
+
+
+def test_what_may_be_a_part_is_told_when_it_lasts_too_long() -> None:
+    """Also where the unseen frame that makes one of it was told late."""
+    line = Line(max_s=10)
+    line.see("p")
+    line.index += 1
+    line.see("..")
+    line.tell(verdict("x", 1))
+    line.took(line.counter.due(10.1))
+    assert [summary(part) for part in line.parts] == ["overload 0-0"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"), [("ppp", "", "not_ready"), ("pfp", "", "fail"), ("...", "ppp", "pass")]
+)
+def test_a_part_that_was_in_view_while_nobody_vouched_does_not_pass(before: str, after: str, expected: str) -> None:
+    """Even if no frame was told in that time. The next one is judged as ever."""
+    line = Line()
+    line.see(before, arrival=1.0)
+    line.counter.vouched(2.0)
+    line.see(after + "..." + "ppp...", arrival=2.0)
+    assert [part.reason or part.verdict for part in line.parts] == [expected, "pass"]
+
+
 # -- order, memory, and everything at once ------------------------------------------------------------------
 
 FRAMES = st.lists(st.builds(str.__mul__, st.sampled_from("pppfu....?xcn"), st.integers(1, 5)), max_size=20).map("".join)
+JUDGED = "pfu.?"
+
+
+def usual(sequence: str) -> bool:
+    """Whether missing frames are rare enough at every moment that the distance of frames is known."""
+    long = ["_" in between for between in re.split(f"[{re.escape(JUDGED)}]", sequence)[1:-1]]
+    windows = [long[max(0, end - 9) : end] for end in range(1, len(long) + 1)]
+    return all(2 * sum(window) <= len(window) for window in windows)
+
+
+LOSSY = (
+    st.lists(st.builds(str.__mul__, st.sampled_from("pppfu....?xcn__"), st.integers(1, 5)), max_size=20)
+    .map(lambda pieces: "??" + "".join(pieces))
+    .filter(usual)
+)
+"""Also with frames that are missing, once two have shown how far apart they are."""
 CONFIGS = st.builds(
     lambda vote, n, more, **rest: PartConfig(vote=vote, n=n, m=n + more, **rest),
     st.sampled_from(["any_defect", "n_of_m", "best_view"]),
@@ -426,12 +552,37 @@ CONFIGS = st.builds(
 
 def told(config: PartConfig, messages: Iterable[Verdict]) -> tuple[list[PartResult], int]:
     counter = PartCounter(config, frozenset({"empty"}))
-    results = [counter.frame(message, 0.0, 0.0) for message in messages]
+    shown = [(message, (message.frame and message.frame.pts) or 0.0) for message in messages]
+    results = [counter.frame(message, 0.0, at) for message, at in shown]
     return [result for result in results if result is not None], counter.flickers
 
 
+def captured(sequence: str) -> list[Verdict]:
+    """Of each frame that is not missing, in its time."""
+    there = [(at, kind) for at, kind in enumerate(sequence) if kind != "_"]
+    return [
+        verdict(kind, index, frame=FrameInfo(index=index, pts=1000 + at / 30, clock="arrival"))
+        for index, (at, kind) in enumerate(there)
+    ]
+
+
 def reference(config: PartConfig, sequence: str) -> tuple[list[tuple[Any, ...]], int]:
-    """The same said without a state: cut the whole sequence where the station was empty, judge each piece."""
+    """The same said without a state: cut the sequence where frames are missing, and where the station was empty."""
+    judged = [i for i, kind in enumerate(sequence) if kind in JUDGED]
+    holes = [a + 1 for a, b in pairwise(judged) if sequence[a:b].count("_") >= config.leave_frames]
+    found, flickers = [], 0
+    for begin, end in pairwise([0, *holes, len(sequence)]):
+        within, more = pieces(config, sequence[begin:end], hole_before=begin > 0, hole_after=end < len(sequence))
+        found += [(begin + first, begin + last, *rest) for first, last, *rest in within]
+        flickers += more
+    missing = [sequence[:i].count("_") for i in range(len(sequence))]
+    return [(first - missing[first], last - missing[last], *rest) for first, last, *rest in found], flickers
+
+
+def pieces(
+    config: PartConfig, sequence: str, *, hole_before: bool, hole_after: bool
+) -> tuple[list[tuple[Any, ...]], int]:
+    """Of a sequence that no hole interrupts, judge each stretch."""
     something = [i for i, kind in enumerate(sequence) if kind in "pfu"]
     stretches: list[list[int]] = []
     for i in something:
@@ -442,32 +593,41 @@ def reference(config: PartConfig, sequence: str) -> tuple[list[tuple[Any, ...]],
     found, flickers = [], 0
     for first, last in [(stretch[0], stretch[-1]) for stretch in stretches]:
         before, after = sequence[:first], sequence[last + 1 :]
-        if after.split("p")[0].split("f")[0].split("u")[0].count(".") < config.leave_frames:
-            continue  # not over
-        frames = before.rpartition(".")[2] + sequence[first : last + 1] + after.partition(".")[0]
+        over = after.split("p")[0].split("f")[0].split("u")[0].count(".") >= config.leave_frames
+        if not over and not hole_after:
+            continue
+        around = before.rpartition(".")[2] + sequence[first : last + 1] + after.partition(".")[0]
+        frames = around.replace("_", "")
         seen = "".join(kind for kind in frames if kind in "pfu")
-        runs = "".join(kind for kind in frames if kind in "pfu.").split(".")
-        unseen = [kind for kind in frames if kind in "xcn"]
-        if max(map(len, runs)) + len(unseen) < config.enter_frames:
+        run = max(map(len, "".join(kind for kind in frames if kind in "pfu.").split(".")))
+        unseen = [kind for kind in around if kind in "xcn"]
+        in_doubt = not over and "." not in after
+        if run + len(unseen) + around.count("_") < config.enter_frames and not in_doubt:
             flickers += 1
             continue
         last_part = max((i for i, kind in enumerate(before) if kind in "pfu"), default=-1)
-        witnessed = before[last_part + 1 :].count(".") >= config.leave_frames
+        cut = None
+        if not over:
+            cut = "camera_down"
+        elif before[last_part + 1 :].count(".") < config.leave_frames:
+            cut = "camera_down" if hole_before else "not_ready"
         blind = re.split("[pfu]", sequence[first : last + 1])
-        one = max(map(len, blind)) < config.leave_frames
-        found.append((first, last, judgement(config, frames, seen, unseen, witnessed, one), len(frames)))
+        one = max(map(len, blind)) < config.leave_frames and run >= config.enter_frames
+        found.append((first, last, judgement(config, frames, seen, unseen, cut, one), len(frames)))
     return found, flickers
 
 
-def judgement(config: PartConfig, frames: str, seen: str, unseen: list[str], witnessed: bool, one: bool) -> str:
+def judgement(config: PartConfig, frames: str, seen: str, unseen: list[str], cut: str | None, one: bool) -> str:
     windows = [seen[i : i + config.m] for i in range(len(seen))]
     best = next(kind for kind in "pfu" if kind in seen)  # by their scores: 0.9, 0.8, 0.6
     fails = {"any_defect": "f" in seen, "best_view": best == "f"}
     fails["n_of_m"] = any(window.count("f") >= config.n for window in windows)
     if fails[config.vote]:
         return "fail"
-    if "n" in unseen or not witnessed:
+    if "n" in unseen:
         return "not_ready"
+    if cut is not None:
+        return cut
     enough = one and seen.count("p") >= config.min_pass_frames and seen.count("p") * 2 > len(frames)
     if enough and (config.vote != "best_view" or best == "p"):
         return "pass"
@@ -476,10 +636,10 @@ def judgement(config: PartConfig, frames: str, seen: str, unseen: list[str], wit
 
 
 @examples(200)
-@given(CONFIGS, FRAMES)
+@given(CONFIGS, FRAMES | LOSSY)
 def test_a_counter_says_what_a_reader_of_the_whole_sequence_says(config: PartConfig, sequence: str) -> None:
     """Frame by frame with bounded memory, or all at once by the words of the rule: the same parts."""
-    results, flickers = told(config, (verdict(kind, i) for i, kind in enumerate(sequence)))
+    results, flickers = told(config, captured(sequence))
     found = [(r.first_index, r.last_index, r.reason or r.verdict, r.frames.total) for r in results]
     assert (found, flickers) == reference(config, sequence)
 
@@ -503,6 +663,7 @@ def test_no_part_passes_that_should_not(config: PartConfig, sequence: str) -> No
             assert sequence[: part.first_index].count(".") >= config.leave_frames
             shown = re.split("[pf]", sequence[part.first_index : part.last_index + 1].replace("u", "p"))
             assert max(map(len, shown)) < config.leave_frames
+            assert frames.total - frames.unseen >= config.enter_frames
 
 
 @examples(100)
@@ -535,12 +696,12 @@ def test_noise_below_the_hysteresis_neither_splits_nor_joins(runs: list[tuple[in
 
 
 @examples(100)
-@given(CONFIGS, FRAMES, st.randoms(use_true_random=False))
+@given(CONFIGS, FRAMES | LOSSY, st.randoms(use_true_random=False))
 def test_frames_that_need_no_engine_may_come_early(config: PartConfig, sequence: str, random: Any) -> None:
     """Judged frames come in order; refused ones overtake them, by up to ten frames here: the parts are the same."""
     sequence += "." * config.leave_frames
-    messages = [verdict(kind, i) for i, kind in enumerate(sequence)]
-    early = sorted(range(len(messages)), key=lambda i: i - (random.uniform(0, 10) if sequence[i] in "xcn" else 0))
+    messages, there = captured(sequence), sequence.replace("_", "")
+    early = sorted(range(len(messages)), key=lambda i: i - (random.uniform(0, 10) if there[i] in "xcn" else 0))
     assert told(config, (messages[i] for i in early)) == told(config, messages)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,7 @@ from inspectd.config.sections import PartConfig
 from inspectd.verdict.decide import Decision
 from inspectd.verdict.part_stream import RoiParts
 from inspectd.verdict.publisher import Publisher
-from inspectd.verdict.schema import JournalState, Part, Verdict
+from inspectd.verdict.schema import CameraStatus, JournalState, Part, Verdict
 from inspectd.verdict.teller import Roster
 
 EMPTY = Decision("no_result", None, "empty", 0.9, {"good": 0.1, "empty": 0.9})
@@ -124,3 +125,46 @@ def test_no_part_passes_whose_own_message_is_not_on_disk(
     part = next(m for _, m in sub.until(lambda _, m: isinstance(m, Part)) if isinstance(m, Part))
     assert (part.frames.passed, part.verdict, part.reason) == (1, "no_result", "not_ready")
     eventually(lambda: rig.metrics.counted["top", "part", "no_result"] == 1)
+
+
+def test_a_camera_that_goes_takes_nothing_away_that_waits_for_the_disk(
+    rig: Rig,
+    disk: Disk,
+    subscribe: Callable[..., Sub],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its last verdict is told before its fault, and the part that it belongs to is told."""
+    sub = subscribe(rig)
+    sub.next()  # a heartbeat at least: it is subscribed
+    busy, free = threading.Event(), threading.Event()
+
+    def slow(_: float) -> bool:
+        busy.set()
+        return free.wait(10)
+
+    monkeypatch.setattr(disk, "write_through", slow)
+    rig.publish(1, EMPTY)
+    assert busy.wait(10)
+    rig.publish(1, FAIL)
+    rig.publisher.set_status("top", "fault", "ended")
+    free.set()
+    told = [m for _, m in sub.until(lambda _, m: isinstance(m, CameraStatus) and m.state == "fault")]
+    assert [m.verdict for m in told if isinstance(m, Verdict)] == ["no_result", "fail"]
+    eventually(lambda: rig.metrics.counted["top", "part", "fail"] == 1)
+
+
+def test_a_part_in_view_while_nobody_vouched_does_not_pass(rig: Rig, subscribe: Callable[..., Sub]) -> None:  # noqa: F811
+    """Though no frame was told in that time: all of them passed, before it or after it."""
+    sub = subscribe(rig)
+    sub.next()
+    rig.publish(1, EMPTY)
+    rig.publish(1, PASS)
+    assert verdicts(sub, 2)[-1] == ("pass", None)
+    rig.publisher.vouch(False)
+    rig.publisher.vouch(True)
+    rig.publish(1, PASS)
+    rig.publish(1, EMPTY)
+    rig.publish(1, PASS)
+    rig.publish(1, EMPTY)
+    eventually(lambda: rig.metrics.counted["top", "part", "pass"] == 1)
+    assert rig.metrics.counted["top", "part", "no_result"] == 1

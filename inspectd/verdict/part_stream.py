@@ -81,6 +81,11 @@ class PartStream:
                 now = time.monotonic()
                 self._publish(key, counter.parts.interrupt(reason, now), now)
 
+    def vouched(self, since: float) -> None:
+        """Somebody vouches for what is judged, again; a part that was in view before does not pass by it."""
+        for counter in self._counters.values():
+            counter.parts.vouched(since)
+
     def _publish(self, key: tuple[str, str], result: PartResult | None, known_at: float) -> None:
         self._measure(key)
         if result is None:

@@ -72,6 +72,7 @@ class _Status:
 @dataclass(frozen=True, slots=True)
 class _Vouched:
     denials: int  # that there had been when this was said
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ class Publisher:
         was judged while nobody vouched.
         """
         if vouched:
-            self._mailbox.put(_Vouched(self._denials))
+            self._mailbox.put(_Vouched(self._denials, time.monotonic()))
         else:
             self._denials += 1
 
@@ -299,10 +300,13 @@ class Publisher:
                 case Waiting():
                     self._teller.outcome(item)
                 case _Status():
+                    self._stream.flush()  # what was judged before the camera changed
                     self._teller.status(item.camera, item.state, item.reason)
                 case _Reply():
                     self._sockets.reply(item.asked, item.result)
                 case _Vouched():
+                    if item.denials != self._vouched_at:
+                        self._teller.vouched(item.since)
                     self._vouched_at = item.denials
                 case Roster():
                     self._stream.flush()  # what the line-up that goes has judged

@@ -294,6 +294,10 @@ class Teller:
         self._desk.use(roster.cameras)
         self._parts.use(roster.parts)
 
+    def vouched(self, since: float) -> None:
+        """Verdicts may pass again."""
+        self._parts.vouched(since)
+
     # -- triggers -----------------------------------------------------------------------------------
 
     def accept(self, request: TriggerRequest, reply: Callable[[TriggerAccepted], None]) -> None:

@@ -41,11 +41,13 @@ class Aside:
     uncertain: int = 0  # between an empty station and something
     empty: int = 0  # inside a part: it cannot have been away for so short a time
     unseen: Counter[NoResultReason] = field(default_factory=Counter)  # never judged
+    missing: int = 0  # never captured: they are no frames of any part, but what they lack to one
 
     def add(self, other: Aside) -> None:
         self.uncertain += other.uncertain
         self.empty += other.empty
         self.unseen.update(other.unseen)
+        self.missing += other.missing
 
 
 RUNS = 64
@@ -54,7 +56,7 @@ RUNS = 64
 
 @dataclass(slots=True)
 class _Run:
-    """Frames in a row of which none shows anything, and where it begins."""
+    """Frames in a row of which none shows anything, missing ones too, and where it begins."""
 
     after: int  # index of the frame before it
     frames: int = 0
@@ -66,6 +68,7 @@ class Tally:
     def __init__(self, config: PartConfig, since: float) -> None:
         self.since = since  # monotonic seconds, arrival of the first frame
         self.aside = Aside()
+        self.gap = Aside()  # up to the last empty frame since something was seen: inside it if more is seen
         self._config = config
         self._judged: Counter[str] = Counter()  # frames with something in view: pass, fail, no_result (uncertain)
         self._run = self._longest = 0  # judged frames that no empty one interrupts
@@ -80,6 +83,8 @@ class Tally:
 
     def judged(self, verdict: Verdict, frame: FrameInfo) -> None:
         """A frame with something in view."""
+        self.aside.add(self.gap)
+        self.gap = Aside()
         if not self._judged:
             self._first = (frame, verdict)
         self._last = (frame, verdict)
@@ -99,11 +104,14 @@ class Tally:
             within = self._last_fails[-1] - self._last_fails[0] < self._config.m
             self._n_of_m |= len(self._last_fails) == self._config.n and within
 
-    def nothing_shown(self, index: int) -> None:
-        """A frame that shows nothing: empty, unclear, or never judged; in the order of the index, or late."""
+    def nothing_shown(self, index: int, frames: int = 1) -> None:
+        """A frame that shows nothing: empty, unclear, or never judged; in the order of the index, or late.
+
+        Or so many that are missing before it.
+        """
         for run in reversed(self._runs):
             if run.after < index:
-                run.frames += 1
+                run.frames += frames
                 if run is not self._runs[-1]:
                     self._doubt(run)
                 return
@@ -120,9 +128,9 @@ class Tally:
     def is_part(self) -> bool:
         """Whether this was more than flicker: seen in a run of `enter_frames`, had every frame been judged.
 
-        A frame that nobody judged may have been the one that is missing: in doubt there was a part.
+        A frame that nobody judged, or that never came, may have been the one that lacks: in doubt there was a part.
         """
-        return self._longest + self.aside.unseen.total() >= self._config.enter_frames
+        return self._longest + self.aside.unseen.total() + self.aside.missing >= self._config.enter_frames
 
     def result(self, cut_short: NoResultReason | None) -> PartResult:
         """The verdict on all of it; `cut_short` is why it was not seen from its beginning to its end, or None.
@@ -189,7 +197,7 @@ class Tally:
     @property
     def _passes(self) -> bool:
         """Where no fail is voted: enough frames passed, more than half of all there are, and it is one part."""
-        if self._may_be_two:
+        if self._may_be_two or self._longest < self._config.enter_frames:
             return False
         frames = self._frames
         enough = frames.passed >= self._config.min_pass_frames and 2 * frames.passed > frames.total
