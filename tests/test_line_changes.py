@@ -295,7 +295,7 @@ def test_a_recipe_that_is_not_known_any_more_must_be_chosen_before_anything_pass
 
 
 def test_what_nobody_knew_is_not_known_to_a_journal_that_was_begun_instead(folder, monkeypatch):
-    """A damaged one is moved away, as the log advises; nobody has chosen a recipe yet, and the next start says so too."""
+    """A damaged one is moved away, as the log advises; nobody has chosen a recipe yet, and the next start says so."""
     path, journal = folder / "line.toml", folder / "journal.db"
     with running_daemon(monkeypatch, path, FaultyCamera()) as daemon, Line(daemon) as line:
         assert line.ask("recipe", name="lid")["ok"]
