@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -163,10 +164,9 @@ class _Daemon:
         journal: bool = False,
     ) -> None:
         self._expected = clip.total
-        self.control = f"tcp://127.0.0.1:{_free_port()}"
+        endpoint, self.control = (f"tcp://127.0.0.1:{port}" for port in _free_ports(2))
         self._folder = tempfile.TemporaryDirectory(prefix="inspectd-bench-run-")
         folder = Path(self._folder.name)
-        endpoint = f"tcp://127.0.0.1:{_free_port()}"
         source = source or f"file:{clip.path}"
         toml = _toml(clip, bundle, config, endpoint, self.control, source, camera, journal=journal)
         (folder / "config.toml").write_text(toml, encoding="utf-8")
@@ -319,10 +319,13 @@ format = "json"
 """ + ('[journal]\npath = "journal.db"\n' if journal else "")
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """All different: each is held until the last is known."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def _cpu_s(pid: int) -> float:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -130,9 +130,9 @@ def _make_bundle(place: Place, console: Console) -> None:
 
 def _write_config(place: Place) -> tuple[str, str, str]:
     """Write the daemon's configuration; returns the endpoints of its verdicts and control, and its metrics' URL."""
-    publish = f"127.0.0.1:{_free_port(PublishConfig().bind)}"
-    control = f"127.0.0.1:{_free_port(ControlConfig().bind)}"
-    http = f"127.0.0.1:{_free_port(HttpConfig().bind)}"
+    defaults = (PublishConfig().bind, ControlConfig().bind, HttpConfig().bind)
+    with ExitStack() as held:  # until the last is known, so that all are different
+        publish, control, http = (f"127.0.0.1:{_free_port(default, held)}" for default in defaults)
     roi = Line.from_spec(parse_source(SOURCE)).roi
     place.config.write_text(
         f"""# Written by `inspectd demo`, anew each time. config.example.toml explains every key.
@@ -161,15 +161,13 @@ bind = "{http}"
     return f"tcp://{publish}", f"tcp://{control}", f"http://{http}/metrics"
 
 
-def _free_port(default: str) -> int:
-    """The port of the default address if nobody has it, else one that the system says is free."""
+def _free_port(default: str, held: ExitStack) -> int:
+    """The port of the default address if nobody has it, else one that the system says is free; ours while `held` is."""
     for port in (int(default.rpartition(":")[2]), 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        probe = held.enter_context(socket.socket())
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port just left is free
+        with suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return int(probe.getsockname()[1])
     raise InspectdError("no free port on 127.0.0.1")
 
