@@ -27,6 +27,7 @@ format = "json"
 [[cameras]]
 name = "line"
 source = "usb:0"
+frozen_after_s = 0  # its pictures come round again
 max_age_ms = 1000
 queue_size = 8
 """ + "".join(f'[[cameras.rois]]\nname = "part{i}"\nbox = [{40 * i}, 0, 40, 80]\n' for i in range(ROIS))
