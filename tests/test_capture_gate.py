@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from properties import examples
 
 from inspectd.capture.freshness import HORIZON_S, TOLERANCE_S, BacklogDetector
-from inspectd.capture.gate import FrostDetector, Gate, Pacer
+from inspectd.capture.frost import FrostDetector
+from inspectd.capture.gate import Gate, Pacer
 from inspectd.config import CameraConfig
 from inspectd.frame import Box, Frame
 

@@ -14,8 +14,8 @@ In doubt against a pass, and against silence:
   frames, and more than half of all its frames must pass. None of them may be not_ready: what is not vouched for
   does not pass by what it said a moment ago.
 - `leave_frames` frames in a row, none of which shows anything, may hide where one part ends and the next begins:
-  what has them within it does not pass. Frames that are missing (`holes.py`: by the time between two judged ones)
-  count among them.
+  what has them within it does not pass. Frames that are missing (`missing_frames.py`: by the time between two
+  judged ones) count among them.
 - A part that was in view before the station was seen empty (after the start, after an interruption) cannot
   pass: nobody saw all of it.
 - Unseen and missing frames may be what a run lacks to `enter_frames`: such a stretch is told, not taken for flicker,
@@ -41,7 +41,7 @@ import math
 from typing import Literal
 
 from inspectd.config import PartConfig
-from inspectd.verdict.holes import JITTER_S, MissingFrames
+from inspectd.verdict.missing_frames import JITTER_S, MissingFrames
 from inspectd.verdict.schema import FrameInfo, NoResultReason, Verdict
 from inspectd.verdict.vote import Aside, PartResult, Tally
 
